@@ -1,0 +1,100 @@
+"""What all tools share: how they start, fail and show progress."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from voxelpool.errors import VoxelpoolError
+
+T = TypeVar("T")
+console = Console(soft_wrap=True)
+_stderr = Console(stderr=True, soft_wrap=True)
+
+
+def run(main: Callable[..., Any]) -> None:
+    """Runs ``main`` as a command-line tool.
+
+    An error meant for the user becomes one line on stderr and exit code 1, Ctrl-C exit code 130;
+    anything else is a defect and keeps its traceback, as everything does with VOXELPOOL_DEBUG=1.
+    """
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(context_settings={"help_option_names": ["-h", "--help"]})(main)
+    warnings.showwarning = _show_warning
+    try:
+        app()
+    except (VoxelpoolError, OSError) as error:
+        if os.environ.get("VOXELPOOL_DEBUG") == "1":
+            raise
+        _stderr.print(f"[bold red]error:[/] {_escape(_one_line(error))}", highlight=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _stderr.print("interrupted")
+        sys.exit(130)
+
+
+def warn(message: str) -> None:
+    """One line on stderr."""
+    _stderr.print(f"[bold yellow]warning:[/] {_escape(message)}", highlight=False)
+
+
+def progress(iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Yields from ``iterable`` under a progress bar."""
+    if total is None and hasattr(iterable, "__len__"):
+        total = len(iterable)
+    with progress_bar() as bar:
+        yield from bar.track(iterable, total=total, description=description)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A progress bar whose tasks the caller adds and advances."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TaskProgressColumn(show_speed=True),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=_stderr) as bar:
+        yield bar
+
+
+def refuse_overwrite(path: Path, overwrite: bool) -> None:
+    """Raises FileExistsError if ``path`` is there and may not be replaced."""
+    if path.exists() and not overwrite:
+        raise FileExistsError(17, "already exists; pass --overwrite to replace it", str(path))
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    else:
+        text = str(error)
+    return " ".join(text.split())
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def _show_warning(message: Any, *_: Any, **__: Any) -> None:
+    warn(str(message))

@@ -1,0 +1,434 @@
+"""The typed configuration and its YAML form."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from voxelpool.errors import ConfigError
+from voxelpool.files import atomic_write
+from voxelpool.structures import VoxelGrid
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+ObjectClass = Literal[
+    "Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc"
+]
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class GridConfig(_Block):
+    """The grid that sweeps are voxelized on, metres."""
+
+    range: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
+    """(x0, y0, z0, x1, y1, z1)"""
+    voxel_size: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    """(dx, dy, dz)"""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> GridConfig:
+        self.to_grid()
+        return self
+
+    def to_grid(self) -> VoxelGrid:
+        """The grid itself."""
+        return VoxelGrid(self.range, self.voxel_size)
+
+
+class FlipConfig(_Block):
+    """Mirrors the sweep at the x axis."""
+
+    name: Literal["flip"]
+    probability: Probability = 0.5
+
+
+class ScaleConfig(_Block):
+    """Scales points, centres and sizes by one factor (VoxelNet: 0.95 to 1.05)."""
+
+    name: Literal["scale"]
+    range: tuple[PositiveFloat, PositiveFloat] = (0.95, 1.05)
+
+    @model_validator(mode="after")
+    def _is_ordered(self) -> ScaleConfig:
+        _require_ordered(self.range)
+        return self
+
+
+class RotateConfig(_Block):
+    """Turns the sweep about the sensor, radians (VoxelNet: -pi/4 to pi/4)."""
+
+    name: Literal["rotate"]
+    range: tuple[FiniteFloat, FiniteFloat] = (-math.pi / 4, math.pi / 4)
+
+    @model_validator(mode="after")
+    def _is_ordered(self) -> RotateConfig:
+        _require_ordered(self.range)
+        return self
+
+
+class ObjectNoiseConfig(_Block):
+    """Turns and shifts each object with its points, unless boxes would collide (VoxelNet 3.2)."""
+
+    name: Literal["object_noise"]
+    rotation: NonNegativeFloat = math.pi / 10
+    """Yaw is uniform within plus and minus this, radians."""
+    translation_std: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (1.0, 1.0, 1.0)
+    """Standard deviation of the shift along x, y, z, metres."""
+
+
+AugmentConfig = Annotated[
+    FlipConfig | ScaleConfig | RotateConfig | ObjectNoiseConfig, Field(discriminator="name")
+]
+
+
+def _require_ordered(bounds: tuple[float, float]) -> None:
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"the lower bound {bounds[0]} lies above the upper bound {bounds[1]}")
+
+
+class DataConfig(_Block):
+    """Where sweeps come from and what happens to them on the way."""
+
+    root: str = "data/kitti"
+    """A folder in KITTI's layout."""
+    train_split: str = "train"
+    """A list in ImageSets/, without .txt."""
+    val_split: str = "val"
+    crop_to_image: bool = True
+    """Drop points that do not project into the image: only those regions are labelled."""
+    num_workers: NonNegativeInt = 2
+    augment: tuple[AugmentConfig, ...] = ()
+    """Applied to training sweeps in this order."""
+
+
+class AnchorConfig(_Block):
+    """The anchors of one class and how they are matched (VoxelNet 3.1)."""
+
+    class_name: ObjectClass
+    size: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    """Length, width, height, metres."""
+    z_center: FiniteFloat
+    rotations: tuple[FiniteFloat, ...] = Field((0.0, math.pi / 2), min_length=1)
+    """Yaw of each anchor at a place, radians."""
+    matched_threshold: Probability
+    """Positive above this bird's-eye IoU."""
+    unmatched_threshold: Probability
+    """Negative below this bird's-eye IoU with every box."""
+
+    @model_validator(mode="after")
+    def _thresholds_are_ordered(self) -> AnchorConfig:
+        if self.unmatched_threshold > self.matched_threshold:
+            raise ValueError(
+                f"unmatched_threshold {self.unmatched_threshold} lies above "
+                f"matched_threshold {self.matched_threshold}"
+            )
+        return self
+
+
+class VFEConfig(_Block):
+    """The stacked voxel feature encoding layers."""
+
+    channels: tuple[PositiveInt, ...] = Field((32, 128), min_length=1)
+    """Output channels of each layer; even, half of them are pooled."""
+    out_channels: PositiveInt = 128
+    """Output channels of the final fully connected layer."""
+    max_points: PositiveInt = 35
+    """T: a voxel that holds more keeps a random sample."""
+    max_voxels: PositiveInt | None = None
+    """K: a sweep that fills more keeps a random choice; null keeps all."""
+
+    @field_validator("channels")
+    @classmethod
+    def _are_even(cls, channels: tuple[int, ...]) -> tuple[int, ...]:
+        if any(count % 2 for count in channels):
+            raise ValueError(f"channels must be even, got {list(channels)}")
+        return channels
+
+
+class MiddleConfig(_Block):
+    """The three 3D convolutions between voxels and bird's-eye view."""
+
+    channels: tuple[PositiveInt, PositiveInt, PositiveInt] = (64, 64, 64)
+
+
+class RPNConfig(_Block):
+    """The region proposal network."""
+
+    layers: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] = (3, 5, 5)
+    """Convolutions after the strided first one of each block."""
+    strides: tuple[PositiveInt, PositiveInt, PositiveInt] = (2, 2, 2)
+    channels: tuple[PositiveInt, PositiveInt, PositiveInt] = (128, 128, 256)
+    upsample_channels: tuple[PositiveInt, PositiveInt, PositiveInt] = (256, 256, 256)
+
+
+class LossConfig(_Block):
+    """VoxelNet's loss (section 2.2)."""
+
+    positive_weight: NonNegativeFloat = 1.5
+    """alpha"""
+    negative_weight: NonNegativeFloat = 1.0
+    """beta"""
+    box_weight: NonNegativeFloat = 1.0
+    smooth_l1_beta: PositiveFloat = 1.0 / 9.0
+    """Where SmoothL1 turns from square to linear; the paper is silent, this is SECOND's."""
+    matching_iou: Literal["nearest", "rotated", "standup"] = "nearest"
+    """IoU that matches anchors to boxes: boxes snapped to the nearest axis, exact, or their hulls."""
+
+
+class PostprocessConfig(_Block):
+    """From scores and residuals to boxes; the paper is silent on all of these."""
+
+    score_threshold: Probability = 0.1
+    nms_iou: Probability = 0.1
+    """Boxes that overlap a better one by more than this in bird's-eye view are dropped."""
+    nms_pre: PositiveInt = 1000
+    max_detections: PositiveInt = 100
+
+
+class ScheduleConfig(_Block):
+    """How the learning rate goes over the training."""
+
+    name: Literal["step", "one_cycle", "constant"] = "step"
+    milestones: tuple[PositiveInt, ...] = (150,)
+    """step: epochs after which the rate is multiplied by gamma."""
+    gamma: PositiveFloat = 0.1
+    warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.4
+    """one_cycle: share of the training in which the rate rises."""
+
+
+class TrainConfig(_Block):
+    """The training; defaults are the paper's (section 3.1) where it states one."""
+
+    epochs: PositiveInt = 160
+    batch_size: PositiveInt = 16
+    accumulate_batches: PositiveInt = 1
+    """Batches whose gradients are added before a step."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: PositiveFloat = 0.01
+    momentum: Probability = 0.9
+    """sgd: momentum; the paper is silent."""
+    weight_decay: NonNegativeFloat = 1e-4
+    schedule: ScheduleConfig = ScheduleConfig()
+    gradient_clip: PositiveFloat | None = 35.0
+    """Largest norm of the gradient; null clips nothing."""
+    precision: Literal["32", "bf16", "16"] = "32"
+    """Automatic mixed precision: bf16 on CPU and CUDA, 16 on CUDA."""
+    val_every: PositiveInt = 5
+    """Epochs between validations."""
+    val_batch_size: PositiveInt = 1
+
+
+class Config(_Block):
+    """Everything that a run depends on."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    """Names the run's folder."""
+    model: Literal["voxelnet"] = "voxelnet"
+    seed: NonNegativeInt = 0
+    grid: GridConfig
+    data: DataConfig = DataConfig()
+    anchors: tuple[AnchorConfig, ...] = Field(min_length=1)
+    """One block a class."""
+    vfe: VFEConfig = VFEConfig()
+    middle: MiddleConfig = MiddleConfig()
+    rpn: RPNConfig = RPNConfig()
+    loss: LossConfig = LossConfig()
+    postprocess: PostprocessConfig = PostprocessConfig()
+    train: TrainConfig = TrainConfig()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their anchors."""
+        return tuple(anchor.class_name for anchor in self.anchors)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"anchors name a class twice: {', '.join(self.classes)}")
+        depth, height, width = self.grid.to_grid().shape
+        if depth < 3:
+            raise ValueError(f"grid is {depth} voxels high; the middle layers need at least 3")
+        stride = math.prod(self.rpn.strides)
+        if height % stride or width % stride:
+            raise ValueError(
+                f"grid is {height} x {width} voxels (y, x), which rpn.strides, in all {stride}, "
+                "do not divide"
+            )
+        return self
+
+
+def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+    """Reads a configuration.
+
+    Args:
+        path: a YAML file.
+        overrides: "a.b=value" each; values are YAML, list items are addressed by their number
+            ("anchors.0.matched_threshold=0.5").
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        ConfigError: no such file, no YAML, an unknown key, a wrong type or an impossible value;
+            names the file and the key.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text") from error
+    return parse_config(text, overrides, source=str(path))
+
+
+def parse_config(text: str, overrides: Sequence[str] = (), source: str = "config") -> Config:
+    """Like `load_config`, from YAML text; ``source`` is what errors call it."""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: must hold keys and values, got {type(values).__name__}")
+    for override in overrides:
+        _apply_override(values, override)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, source)) from error
+
+
+def save_config(config: Config, path: str | os.PathLike[str]) -> None:
+    """Writes a configuration as YAML that `load_config` reads to an equal one."""
+    with atomic_write(path) as file:
+        file.write(dump_config(config))
+
+
+def dump_config(config: Config) -> str:
+    """The configuration as YAML text."""
+    values = config.model_dump(mode="json")
+    return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=100)
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r}: must look like key.subkey=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not YAML") from error
+    if isinstance(value, str):
+        value = _number_or(value)
+    *parents, last = key.split(".")
+    place: Any = values
+    for depth, name in enumerate(parents):
+        place = _step_into(place, name, override, ".".join(parents[: depth + 1]))
+    if isinstance(place, list):
+        place[_list_index(place, last, override)] = value
+    else:
+        place[last] = value
+
+
+def _number_or(text: str) -> str | float:
+    """YAML 1.1 reads 1e-3 as text; people mean the number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _step_into(place: Any, name: str, override: str, so_far: str) -> Any:
+    if isinstance(place, list):
+        child = place[_list_index(place, name, override)]
+    else:
+        child = place.setdefault(name, {})
+    if child is None:
+        child = place[name] = {}
+    if not isinstance(child, dict | list):
+        raise ConfigError(f"override {override!r}: {so_far} is a single value, it has no keys")
+    return child
+
+
+def _list_index(place: list[Any], name: str, override: str) -> int:
+    if not name.isdigit() or int(name) >= len(place):
+        raise ConfigError(f"override {override!r}: {name} is no item of a list of {len(place)}")
+    return int(name)
+
+
+def _explain(error: ValidationError, source: str) -> str:
+    lines = []
+    problems = error.errors()
+    for problem in problems:
+        place = problem["loc"]
+        if any(len(o["loc"]) > len(place) and o["loc"][: len(place)] == place for o in problems):
+            continue  # said better further down
+        parts, blocks = _walk(place)
+        if problem["type"] == "extra_forbidden":
+            text = f"unknown key{_suggestion(parts[-1], blocks)}"
+        elif problem["type"] == "missing":
+            text = "is missing"
+        else:
+            text = problem["msg"].removeprefix("Value error, ")
+            if isinstance(problem["input"], str | int | float | bool | list):
+                text += f" (got {problem['input']!r})"
+        key = ".".join(parts)
+        lines.append(f"{key}: {text}" if key else text)
+    return f"{source}: " + "; ".join(lines)
+
+
+def _walk(location: tuple[int | str, ...]) -> tuple[list[str], list[type[_Block]]]:
+    """The keys of a location, less union tags, and the blocks that its last key may belong to."""
+    parts: list[str] = []
+    here: list[type[_Block]] = []
+    below: list[type[_Block]] = [Config]
+    for part in location:
+        tagged = [block for block in below if part in _names_of(block)]
+        if isinstance(part, str) and tagged and parts and parts[-1].isdigit():
+            below = tagged
+            continue
+        parts.append(str(part))
+        if isinstance(part, int):
+            continue
+        here = below
+        fields = [block.model_fields[part] for block in here if part in block.model_fields]
+        below = [block for field in fields for block in _blocks_in(field.annotation)]
+    return parts, here
+
+
+def _names_of(block: type[_Block]) -> tuple[Any, ...]:
+    field = block.model_fields.get("name")
+    return get_args(field.annotation) if field else ()
+
+
+def _blocks_in(annotation: Any) -> list[type[_Block]]:
+    if isinstance(annotation, type) and issubclass(annotation, _Block):
+        return [annotation]
+    return [block for inner in get_args(annotation) for block in _blocks_in(inner)]
+
+
+def _suggestion(key: str, blocks: Sequence[type[_Block]]) -> str:
+    known = [name for block in blocks for name in block.model_fields]
+    close = difflib.get_close_matches(key, known, n=1)
+    return f", did you mean {close[0]}?" if close else ""

@@ -1,0 +1,7 @@
+"""The data that flows between the rooms: a grid, voxels in it, boxes around objects."""
+
+from voxelpool.structures.boxes3d import Boxes3D, wrap_angle
+from voxelpool.structures.voxel_grid import VoxelGrid
+from voxelpool.structures.voxels import Voxels
+
+__all__ = ["Boxes3D", "VoxelGrid", "Voxels", "wrap_angle"]
