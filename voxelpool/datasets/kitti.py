@@ -10,7 +10,6 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -214,17 +213,17 @@ def split_ids(root: str | os.PathLike[str], split: str | os.PathLike[str]) -> li
 
 
 def find_beside(sweep: str | os.PathLike[str]) -> FramePaths | None:
-    """The files that belong to a sweep in KITTI's layout.
+    """The files that belong to a sweep in KITTI's layout, whether they exist or not.
 
     Args:
         sweep: such as ``ROOT/training/velodyne/000042.bin``.
 
     Returns:
-        The frame's paths if the sweep's calibration is there, else None.
+        The frame's paths, or None if the sweep does not lie in a folder named ``velodyne``.
     """
     sweep = Path(sweep).absolute()
     paths = FramePaths.of(sweep.parent.parent, sweep.stem)
-    return paths if paths.sweep == sweep and paths.calibration.is_file() else None
+    return paths if paths.sweep == sweep else None
 
 
 class KittiDataset:

@@ -1,4 +1,4 @@
-"""A cache of sweeps already cropped to the image: a sixth of the bytes to read, nothing to project."""
+"""A cache of sweeps already cropped to the image: a sixth of the bytes, and nothing to project."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from voxelpool.datasets.calibration import Calibration, crop_to_image
 from voxelpool.datasets.kitti_format import read_sweep, write_sweep
+from voxelpool.errors import DataError
 
 _INDEX = "index.jsonl"
+_KEYS = ("points", "sweep_bytes", "calibration", "image_size")
 
 
 class CropCache:
@@ -59,22 +61,33 @@ class CropCache:
         return read_sweep(path)
 
     def write(
-        self, sweep: Path, calibration: Calibration, image_size: tuple[int, int]
+        self,
+        sweep: Path,
+        points: NDArray[np.float32],
+        calibration: Calibration,
+        image_size: tuple[int, int],
     ) -> NDArray[np.float32]:
-        """Crops a sweep, drops what is not finite, and stores the rest.
+        """Crops a sweep and stores it.
+
+        Args:
+            sweep: its file.
+            points: (N, 4), all that the file holds.
+            calibration: of the frame.
+            image_size: (width, height) in pixels.
 
         Returns:
             (M, 4) float32, the points stored.
 
         Raises:
-            DataError: the sweep is bad.
+            DataError: a point is not finite. Such a sweep is not cached, so that every reader
+                hears of it.
             OSError: nothing can be written here.
         """
+        if not np.isfinite(points).all():
+            raise DataError(f"{sweep}: a sweep with points that are not finite is not cached")
         self.folder.mkdir(parents=True, exist_ok=True)
         index = self._index()
-        source_size = sweep.stat().st_size
-        points = read_sweep(sweep)
-        points = points[np.isfinite(points).all(axis=1)]
+        source_size = points.nbytes
         points = points[crop_to_image(points, calibration, image_size)]
         write_sweep(self.folder / f"{sweep.stem}.bin", points)
         record = {
@@ -100,15 +113,9 @@ class CropCache:
             for line in text.splitlines():
                 try:
                     record = json.loads(line)
-                    points = int(record["points"])
-                    sizes = (record["sweep_bytes"], record["calibration"], record["image_size"])
+                    self._records[record["frame"]] = {key: record[key] for key in _KEYS}
                 except (ValueError, KeyError, TypeError):
-                    continue
-                keys = ("sweep_bytes", "calibration", "image_size")
-                self._records[record["frame"]] = {
-                    "points": points,
-                    **dict(zip(keys, sizes, strict=True)),
-                }
+                    continue  # a line cut short by a kill
         return self._records
 
 

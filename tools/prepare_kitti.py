@@ -1,0 +1,81 @@
+"""Checks a KITTI download and can write its sweeps cropped to the image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from _cli import console, progress, run
+from rich.markup import escape
+from rich.table import Table
+
+from voxelpool.datasets.kitti_check import FRAMES, Report, check_kitti
+
+
+def main(
+    root: Annotated[Path, typer.Argument(help="Folder with training/, testing/ and ImageSets/.")],
+    split: Annotated[
+        list[str] | None,
+        typer.Option(help="Check, and insist on, this split only. May be given several times."),
+    ] = None,
+    cache: Annotated[
+        bool,
+        typer.Option(
+            "--cache",
+            help="Also write cropped sweeps to ROOT/*/velodyne_cropped; a stopped run goes on.",
+        ),
+    ] = False,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(help="Write the cropped sweeps below this folder (implies --cache)."),
+    ] = None,
+) -> None:
+    """Checks a KITTI download: folders, ids, every file, splits. Exit code 1 if it is unusable.
+
+    Every problem is listed with its file; the last line is the verdict. Missing images are no
+    more than a warning: 1242 x 375 pixels are assumed.
+
+    Example: python tools/prepare_kitti.py data/kitti --cache
+    """
+    report = check_kitti(
+        root, split, cache=cache or cache_dir is not None, cache_root=cache_dir, progress=progress
+    )
+    for problem in report.problems:
+        colour = "red" if problem.severity == "error" else "yellow"
+        text = escape(f"{problem.path}: {problem.message}")
+        console.print(f"[{colour}]{problem.severity}:[/] {text}", highlight=False)
+    console.print(_table(report))
+    for name, folder in report.folders.items():
+        if folder.objects:
+            counts = ", ".join(f"{kind} {count}" for kind, count in folder.objects.most_common())
+            console.print(f"{name} objects: {counts}", highlight=False)
+        if cache or cache_dir is not None:
+            written, kept = folder.newly_cached, folder.already_cached
+            console.print(f"{name} cropped sweeps: {written} written, {kept} were up to date")
+    for name, missing in report.splits.items():
+        state = "complete" if not missing else f"{missing} frames missing"
+        console.print(f"split {name}: {state}", highlight=False)
+    colour = "green" if report.usable else "bold red"
+    console.print(f"[{colour}]{escape(f'{root}: {report.verdict()}')}[/]", highlight=False)
+    if not report.usable:
+        raise typer.Exit(1)
+
+
+def _table(report: Report) -> Table:
+    table = Table("folder", "frames (KITTI's)", "images")
+    for header in ("points: least", "mean", "most", "in image"):
+        table.add_column(header, justify="right")
+    for name, folder in report.folders.items():
+        row = [name, f"{folder.frames:,} ({FRAMES[name]:,})", f"{folder.images:,}"]
+        if folder.points:
+            mean = sum(folder.points) / len(folder.points)
+            row += [f"{min(folder.points):,}", f"{mean:,.0f}", f"{max(folder.points):,}"]
+        if folder.cropped:
+            row.append(f"{sum(folder.cropped) / len(folder.cropped):,.0f}")
+        table.add_row(*row)
+    return table
+
+
+if __name__ == "__main__":
+    run(main)

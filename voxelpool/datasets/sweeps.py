@@ -1,0 +1,75 @@
+"""One sweep by itself, with its calibration if that lies beside it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxelpool.datasets.calibration import Calibration, crop_to_image
+from voxelpool.datasets.kitti import find_beside
+from voxelpool.datasets.kitti_format import DEFAULT_IMAGE_SIZE, image_size, read_sweep
+
+
+@dataclass(frozen=True, eq=False)
+class LoneSweep:
+    """A sweep read from a file of its own.
+
+    Attributes:
+        points: (M, dims) float32, finite, cropped to the image where there is a calibration.
+        rows: (M,) int64, the place of each of them in the file.
+        num_read: points in the file.
+        num_nonfinite: points dropped because a value of theirs is NaN or infinite.
+        num_outside_image: points dropped by the crop.
+        calibration: None if there is none.
+        image_size: (width, height) in pixels, None without calibration.
+    """
+
+    points: NDArray[np.float32]
+    rows: NDArray[np.int64]
+    num_read: int
+    num_nonfinite: int
+    num_outside_image: int
+    calibration: Calibration | None
+    image_size: tuple[int, int] | None
+
+
+def read_lone_sweep(
+    path: str | os.PathLike[str],
+    *,
+    dims: int = 4,
+    crop: bool = True,
+    calibration: str | os.PathLike[str] | None = None,
+) -> LoneSweep:
+    """Reads a sweep as a data set would: finite points only, cropped to the image if possible.
+
+    Args:
+        path: raw float32, such as ``ROOT/training/velodyne/000042.bin`` or any other place.
+        dims: values per point.
+        crop: keep only what the image sees. Without a calibration nothing is cropped.
+        calibration: its file; by default the one beside the sweep in KITTI's layout, if any. The
+            image's size is taken from the image beside the sweep, else DEFAULT_IMAGE_SIZE.
+
+    Raises:
+        DataError: the sweep, the calibration or the image is bad; names the file.
+        OSError: a file cannot be read.
+    """
+    points = read_sweep(path, dims)
+    num_read = len(points)
+    rows = np.flatnonzero(np.isfinite(points).all(axis=1))
+    num_nonfinite = num_read - len(rows)
+    points = points[rows]
+    beside = find_beside(path)
+    loaded, size = None, None
+    if calibration is not None or (beside is not None and beside.calibration.is_file()):
+        loaded = Calibration.load(calibration or beside.calibration)  # type: ignore[union-attr]
+        size = DEFAULT_IMAGE_SIZE
+        if beside is not None and beside.image.is_file():
+            size = image_size(beside.image)
+        if crop:
+            seen = crop_to_image(points, loaded, size)
+            points, rows = points[seen], rows[seen]
+    outside = num_read - num_nonfinite - len(rows)
+    return LoneSweep(points, rows, num_read, num_nonfinite, outside, loaded, size)
