@@ -1,0 +1,105 @@
+// Points to voxels. What decides a result (a point's cell, the random order) is here once, for both
+// devices; ops/reference/voxelize.py says the same in PyTorch.
+//
+// A point belongs to the cell floor((p - low) / size), all in float32, if low <= p < high on each axis; a
+// quotient that rounds up to the number of cells stays in the last one. Cells are numbered
+// ((frame * D + z) * H + y) * W + x in 64 bits.
+//
+// Where a voxel holds more than max_points points, those with the smallest random number stay, the
+// number being drawn by the point's place in its own frame; where a frame has more than max_voxels
+// voxels, those with the smallest random number stay, drawn by the cell. Ties go to the lower place or
+// cell. So a frame gives the same voxels alone and in any batch.
+#pragma once
+
+#include <cmath>
+#include <memory>
+
+#include "../common.h"
+
+namespace voxelpool {
+
+constexpr uint64_t kPointSalt = 0x706F696E74ull;  // "point"
+constexpr uint64_t kVoxelSalt = 0x766F78656Cull;  // "voxel"
+
+// Axes in the order x, y, z.
+struct Grid {
+  float low[3];
+  float high[3];
+  float size[3];
+  int64_t cells[3];
+
+  VP_HOST_DEVICE int64_t cells_per_frame() const { return cells[0] * cells[1] * cells[2]; }
+};
+
+VP_HOST_DEVICE bool axis_cell(const Grid& grid, int axis, float p, int64_t* cell) {
+  if (!(p >= grid.low[axis] && p < grid.high[axis])) return false;
+#if defined(__CUDA_ARCH__)
+  const float quotient = __fdiv_rn(__fsub_rn(p, grid.low[axis]), grid.size[axis]);
+#else
+  const float quotient = (p - grid.low[axis]) / grid.size[axis];
+#endif
+  const int64_t floor = static_cast<int64_t>(quotient);  // the quotient is not negative
+  const int64_t last = grid.cells[axis] - 1;
+  *cell = floor < last ? floor : last;
+  return true;
+}
+
+// The cell of a point within its frame, or -1 where it lies outside.
+VP_HOST_DEVICE int64_t point_cell(const Grid& grid, const float* point) {
+  int64_t x, y, z;
+  const bool inside = axis_cell(grid, 0, point[0], &x) && axis_cell(grid, 1, point[1], &y) &&
+                      axis_cell(grid, 2, point[2], &z);
+  return inside ? (z * grid.cells[1] + y) * grid.cells[0] + x : -1;
+}
+
+// Writes (frame, z, y, x).
+VP_HOST_DEVICE void write_coords(const Grid& grid, int64_t key, int32_t* coords) {
+  int64_t rest = key;
+  coords[3] = static_cast<int32_t>(rest % grid.cells[0]);
+  rest /= grid.cells[0];
+  coords[2] = static_cast<int32_t>(rest % grid.cells[1]);
+  rest /= grid.cells[1];
+  coords[1] = static_cast<int32_t>(rest % grid.cells[2]);
+  coords[0] = static_cast<int32_t>(rest / grid.cells[2]);
+}
+
+struct VoxelizeInput {
+  const float* points;  // (n, stride), x, y, z first
+  int64_t n;
+  int64_t stride;
+  const int64_t* batch;  // (n,) or null: all in frame 0
+  int64_t batch_size;
+  Grid grid;
+  int64_t max_points;  // no limit where negative
+  int64_t max_voxels;
+  int64_t seed;
+};
+
+// The voxels of a cloud, found at construction; write() puts them where the caller says, once he has
+// made room for num_voxels() and num_points(). Throws std::invalid_argument for a batch out of range.
+class VoxelizeCpu {
+ public:
+  VoxelizeCpu(const VoxelizeInput& input, int threads);
+  ~VoxelizeCpu();
+  int64_t num_voxels() const;
+  int64_t num_points() const;
+  void write(int32_t* coords, int64_t* offsets, int64_t* point_index, int threads) const;
+
+  class Plan;
+
+ private:
+  std::unique_ptr<Plan> plan_;
+};
+
+// CUDA, each a map over n items on `stream` of `device`.
+// keys[i] is point i's cell number, or batch_size * cells_per_frame where it is dropped. first_bad takes
+// the lowest i whose batch is out of range, and stays as it is where there is none.
+void voxelize_keys_cuda(const VoxelizeInput& input, int64_t* keys, int64_t* first_bad, int device,
+                        void* stream);
+// out[i] = random63(stream of (seed, salt), index[i]).
+void voxelize_random_cuda(int64_t seed, uint64_t salt, const int64_t* index, int64_t n, int64_t* out,
+                          int device, void* stream);
+void voxelize_coords_cuda(const Grid& grid, const int64_t* keys, int64_t n, int32_t* coords,
+                          int device, void* stream);
+
+}  // namespace voxelpool
