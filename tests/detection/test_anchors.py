@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from voxelpool.detection import AnchorGenerator, AnchorSpec, flatten_maps
+
+CAR = AnchorSpec("Car", (3.9, 1.6, 1.56), -1.0, 0.6, 0.45)
+CYCLIST = AnchorSpec("Cyclist", (1.76, 0.6, 1.73), -0.6, 0.5, 0.35, rotations=(0.0, 1.0, 2.0))
+CAR_RANGE = (0.0, -40.0, -3.0, 70.4, 40.0, 1.0)
+
+
+def test_paper_car_anchors(device):
+    generator = AnchorGenerator([CAR], CAR_RANGE, (200, 176))
+    anchors = generator.anchors(device=device)
+    assert anchors.shape == (200, 176, 2, 7)
+    assert anchors[..., 0].numel() == 70_400
+    assert anchors.dtype == torch.float32 and anchors.device.type == device.type
+    # The first cell covers [0, 0.4) x [-40, -39.6), the last [70, 70.4) x [39.6, 40).
+    expected = torch.tensor([0.2, -39.8, -1.0, 3.9, 1.6, 1.56, 0.0], device=device)
+    torch.testing.assert_close(anchors[0, 0, 0], expected)
+    expected = torch.tensor([70.2, 39.8, -1.0, 3.9, 1.6, 1.56, math.pi / 2], device=device)
+    torch.testing.assert_close(anchors[-1, -1, 1], expected)
+
+
+def test_centres_are_those_of_the_cells():
+    anchors = AnchorGenerator([CAR, CYCLIST], (2.0, -1.0, 0.0, 5.0, 3.0, 1.0), (2, 6)).anchors(
+        dtype=torch.float64
+    )
+    for row in range(2):
+        for column in range(6):
+            x, y = 2.0 + 0.5 * column + 0.25, -1.0 + 2.0 * row + 1.0
+            torch.testing.assert_close(
+                anchors[row, column, :, :2], torch.tensor([[x, y]]).double().expand(5, 2)
+            )
+
+
+def test_classes_and_rotations_in_order():
+    generator = AnchorGenerator([CAR, CYCLIST], CAR_RANGE, (2, 3))
+    assert generator.per_location == 5
+    assert generator.class_names == ("Car", "Cyclist")
+    assert generator.class_ids().tolist() == [0, 0, 1, 1, 1]
+    cell = generator.anchors(dtype=torch.float64)[1, 2]
+    assert cell[:, 3:6].tolist() == [[3.9, 1.6, 1.56]] * 2 + [[1.76, 0.6, 1.73]] * 3
+    assert cell[:, 6].tolist() == [0.0, math.pi / 2, 0.0, 1.0, 2.0]
+    assert cell[:, 2].tolist() == [-1.0] * 2 + [-0.6] * 3
+
+
+def test_flatten_maps_follows_the_anchors():
+    """Each number of the maps carries its own place, which must come out in anchor order."""
+    batch, per_location, height, width = 2, 3, 4, 5
+    b, a, h, w = torch.meshgrid(
+        *(torch.arange(n) for n in (batch, per_location, height, width)), indexing="ij"
+    )
+    score_map = (((b * 10 + h) * 10 + w) * 10 + a).double()
+    residual_map = torch.stack([score_map * 10 + i for i in range(7)], dim=2).flatten(1, 2)
+    scores, residuals = flatten_maps(score_map, residual_map)
+    assert scores.shape == (2, 60) and residuals.shape == (2, 60, 7)
+    for frame in range(batch):
+        row = 0
+        for y in range(height):
+            for x in range(width):
+                for anchor in range(per_location):
+                    place = ((frame * 10 + y) * 10 + x) * 10 + anchor
+                    assert scores[frame, row] == place
+                    assert residuals[frame, row].tolist() == [place * 10 + i for i in range(7)]
+                    row += 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": (3.9, 0.0, 1.5)}, "anchor of Car: size must be three positive"),
+        ({"rotations": ()}, "anchor of Car: no rotation"),
+        ({"matched_threshold": 0.3}, "anchor of Car: 0 <= unmatched"),
+    ],
+)
+def test_impossible_specs_are_errors(arguments, message):
+    values = {
+        "class_name": "Car",
+        "size": (3.9, 1.6, 1.56),
+        "z_center": -1.0,
+        "matched_threshold": 0.6,
+        "unmatched_threshold": 0.45,
+    }
+    with pytest.raises(ValueError, match=message):
+        AnchorSpec(**{**values, **arguments})
+
+
+def test_impossible_generators_are_errors():
+    with pytest.raises(ValueError, match="no anchor spec"):
+        AnchorGenerator([], CAR_RANGE, (2, 2))
+    with pytest.raises(ValueError, match="at least 1 x 1"):
+        AnchorGenerator([CAR], CAR_RANGE, (0, 2))
+    with pytest.raises(ValueError, match="point_range"):
+        AnchorGenerator([CAR], (0, 0, 0, 0, 1, 1), (2, 2))

@@ -1,0 +1,24 @@
+"""Between the network's maps and boxes: anchors, box coding, targets, losses, post-processing."""
+
+from __future__ import annotations
+
+from voxelpool.detection.anchors import AnchorGenerator, AnchorSpec, flatten_maps
+from voxelpool.detection.box_coder import decode, encode
+from voxelpool.detection.losses import DetectionLoss
+from voxelpool.detection.postprocess import DetectionResult, Postprocessor
+from voxelpool.detection.targets import AnchorTargets, TargetAssigner, iou_nearest, iou_standup
+
+__all__ = [
+    "AnchorGenerator",
+    "AnchorSpec",
+    "AnchorTargets",
+    "DetectionLoss",
+    "DetectionResult",
+    "Postprocessor",
+    "TargetAssigner",
+    "decode",
+    "encode",
+    "flatten_maps",
+    "iou_nearest",
+    "iou_standup",
+]

@@ -1,0 +1,146 @@
+"""Region proposal network of VoxelNet (arXiv 1711.06396, section 2.1.3 and figure 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+BOX_PARAMETERS = 7
+
+
+class RPN(nn.Module):
+    """2D convolutions at falling resolutions, brought back to one size and read by 1x1 heads.
+
+    Block i is one 3x3 convolution with stride ``strides[i]`` and ``layers[i]`` more with stride 1,
+    each with BatchNorm and ReLU. A transposed convolution (also with BatchNorm and ReLU) brings
+    each block's output to the resolution of the first block; they are concatenated. Its kernel
+    equals its stride, save at stride 1, where the paper takes a kernel of 3. The paper's padding
+    of 0 there would give 202 x 178 instead of 200 x 176; padding 1 keeps the size.
+
+    The defaults are the paper's car network; pedestrians and cyclists have ``strides=(1, 2, 2)``.
+
+    Args:
+        in_channels: channels of the map that comes in.
+        layers: stride-1 convolutions in each block, after the first one.
+        strides: stride of each block's first convolution.
+        channels: channels of each block.
+        upsample_channels: channels that each block is brought to before the concatenation.
+        anchors_per_location: A, anchors at each cell of the output.
+        score_prior: the score that each anchor begins with, in (0, 1): sets the bias of the score
+            head to its logit. The paper does not say; a low value keeps the many negatives from
+            ruling the first steps. None leaves torch's default, near 0.5.
+        norm_eps: added to the variance.
+        norm_momentum: weight of the newest batch in the running statistics.
+        input_size: (H, W) of the map that will come in, if known, to be checked at once.
+
+    Attributes:
+        total_stride: H and W of the input must be multiples of this.
+        output_stride: cells of the input along each side of a cell of the output.
+
+    Raises:
+        ValueError: if the lists differ in length, a value is out of its range, or ``input_size``
+            is no multiple of the total stride.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 128,
+        *,
+        layers: Sequence[int] = (3, 5, 5),
+        strides: Sequence[int] = (2, 2, 2),
+        channels: Sequence[int] = (128, 128, 256),
+        upsample_channels: Sequence[int] = (256, 256, 256),
+        anchors_per_location: int = 2,
+        score_prior: float | None = 0.01,
+        norm_eps: float = 1e-5,
+        norm_momentum: float = 0.1,
+        input_size: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        lengths = [len(layers), len(strides), len(channels), len(upsample_channels)]
+        if not layers or len(set(lengths)) > 1:
+            raise ValueError(
+                "layers, strides, channels and upsample_channels must name the same number of "
+                f"blocks, got {lengths}"
+            )
+        if min(strides) < 1 or min(layers) < 0 or anchors_per_location < 1:
+            raise ValueError(
+                "strides and anchors_per_location must be at least 1 and layers at least 0, got "
+                f"{list(strides)}, {anchors_per_location} and {list(layers)}"
+            )
+        if score_prior is not None and not 0 < score_prior < 1:
+            raise ValueError(f"score_prior must be in (0, 1), got {score_prior}")
+        self.in_channels = in_channels
+        self.anchors_per_location = anchors_per_location
+        self.output_stride = int(strides[0])
+        self.total_stride = math.prod(int(s) for s in strides)
+        if input_size is not None:
+            self.check_size(*input_size)
+
+        def normalised(conv: nn.Module, width: int) -> list[nn.Module]:
+            norm = nn.BatchNorm2d(width, eps=norm_eps, momentum=norm_momentum)
+            return [conv, norm, nn.ReLU(inplace=True)]
+
+        self.blocks = nn.ModuleList()
+        self.upsamples = nn.ModuleList()
+        before, scale = in_channels, 1
+        for index, (count, stride, width, up) in enumerate(
+            zip(layers, strides, channels, upsample_channels, strict=True)
+        ):
+            block = normalised(nn.Conv2d(before, width, 3, stride, 1, bias=False), width)
+            for _ in range(count):
+                block += normalised(nn.Conv2d(width, width, 3, 1, 1, bias=False), width)
+            self.blocks.append(nn.Sequential(*block))
+            scale *= 1 if index == 0 else int(stride)
+            kernel, padding = (3, 1) if scale == 1 else (scale, 0)
+            self.upsamples.append(
+                nn.Sequential(
+                    *normalised(
+                        nn.ConvTranspose2d(width, up, kernel, scale, padding, bias=False), up
+                    )
+                )
+            )
+            before = width
+        total = sum(upsample_channels)
+        self.score_head = nn.Conv2d(total, anchors_per_location, 1)
+        self.residual_head = nn.Conv2d(total, anchors_per_location * BOX_PARAMETERS, 1)
+        if score_prior is not None and self.score_head.bias is not None:
+            nn.init.constant_(self.score_head.bias, math.log(score_prior / (1 - score_prior)))
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise ValueError if a map of this size does not come back to one size in all blocks."""
+        if height < 1 or width < 1 or height % self.total_stride or width % self.total_stride:
+            raise ValueError(
+                f"the map's height and width must be multiples of {self.total_stride} (the product "
+                f"of the RPN's strides), got {height} x {width}; change the grid's range or voxel "
+                "size, or the strides"
+            )
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """(H, W) of the outputs for an input of (height, width)."""
+        self.check_size(height, width)
+        return height // self.output_stride, width // self.output_stride
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict a score and a residual for each anchor.
+
+        Args:
+            x: (B, in_channels, H, W).
+
+        Returns:
+            The score map (B, A, H', W') as logits, and the residual map (B, A * 7, H', W') where
+            channel ``a * 7 + i`` is parameter i of anchor a.
+
+        Raises:
+            ValueError: if H or W is no multiple of the total stride.
+        """
+        self.check_size(x.shape[2], x.shape[3])
+        maps = []
+        for block, upsample in zip(self.blocks, self.upsamples, strict=True):
+            x = block(x)
+            maps.append(upsample(x))
+        joined = torch.cat(maps, dim=1)
+        return self.score_head(joined), self.residual_head(joined)

@@ -1,0 +1,186 @@
+"""Voxel feature encoding (VoxelNet, arXiv 1711.06396, section 2.1.1) on packed points.
+
+The paper pads every voxel to T points. Here the points of all voxels lie in one (M, C) tensor,
+grouped by voxel and addressed by CSR offsets, so that no padding exists which a linear layer would
+have to work through, or which could enter a batch statistic or a maximum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from voxelpool.ops import segment_max, segment_mean
+from voxelpool.structures import Voxels
+
+
+def point_features(points: Tensor, voxels: Voxels) -> Tensor:
+    """Code each packed point as the paper does: its own columns, then its offset to the voxel mean.
+
+    Args:
+        points: (N, 3 + E) float, x, y, z in metres and E further columns (KITTI: reflectance).
+        voxels: voxels made from these points.
+
+    Returns:
+        (M, 6 + E) float: the points in the order of ``voxels.point_index``, followed by x, y, z
+        minus the mean x, y, z of the points kept in the same voxel. With KITTI's four columns
+        these are the paper's seven inputs.
+
+    Raises:
+        ValueError: if ``points`` is not (N, >=3).
+    """
+    if points.ndim != 2 or points.shape[1] < 3:
+        raise ValueError(f"points must be (N, >=3), got {tuple(points.shape)}")
+    packed = points.index_select(0, voxels.point_index)
+    mean = segment_mean(packed[:, :3], voxels.offsets)
+    offset = packed[:, :3] - mean.index_select(0, voxels.voxel_of_point())
+    return torch.cat([packed, offset], dim=1)
+
+
+class PackedBatchNorm(nn.BatchNorm1d):
+    """BatchNorm over the rows of a packed (M, C) tensor that may have no row, or one.
+
+    A variance needs two rows. In training with fewer, the running statistics normalise (as in
+    evaluation) and are left unchanged, so that an empty sweep neither raises nor spreads NaN.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (M, C) over its rows; same shape and dtype as the input."""
+        if self.training and input.shape[0] < 2:
+            return F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0,
+                self.eps,
+            )  # fmt: skip
+        return super().forward(input)
+
+
+class PointLayer(nn.Module):
+    """The paper's fully connected network: linear, BatchNorm over the real points, ReLU.
+
+    Args:
+        in_channels: columns of the input.
+        out_channels: columns of the output.
+        norm_eps: added to the variance.
+        norm_momentum: weight of the newest batch in the running statistics.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        norm_eps: float = 1e-5,
+        norm_momentum: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_channels, out_channels, bias=False)
+        self.norm = PackedBatchNorm(out_channels, eps=norm_eps, momentum=norm_momentum)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(M, in_channels) -> (M, out_channels)."""
+        return F.relu(self.norm(self.linear(features)))
+
+
+class VFELayer(nn.Module):
+    """One VFE layer: a point layer, and beside each point the maximum over its voxel.
+
+    Args:
+        in_channels: columns of the input.
+        out_channels: columns of the output, even: half for the point, half for its voxel.
+        norm_eps: see `PointLayer`.
+        norm_momentum: see `PointLayer`.
+
+    Raises:
+        ValueError: if ``out_channels`` is odd or not positive.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        norm_eps: float = 1e-5,
+        norm_momentum: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if out_channels < 2 or out_channels % 2:
+            raise ValueError(f"out_channels of a VFE layer must be even, got {out_channels}")
+        self.points = PointLayer(
+            in_channels, out_channels // 2, norm_eps=norm_eps, norm_momentum=norm_momentum
+        )
+
+    def forward(self, features: Tensor, offsets: Tensor, voxel_of_point: Tensor) -> Tensor:
+        """Encode packed points.
+
+        Args:
+            features: (M, in_channels), grouped by voxel.
+            offsets: (K + 1,) int64, first row of each voxel and M at the end.
+            voxel_of_point: (M,) int64, the voxel of each row.
+
+        Returns:
+            (M, out_channels).
+        """
+        own = self.points(features)
+        pooled, _ = segment_max(own, offsets)
+        return torch.cat([own, pooled.index_select(0, voxel_of_point)], dim=1)
+
+
+class VFE(nn.Module):
+    """Stack of VFE layers, a last point layer, and the maximum over each voxel.
+
+    The paper's network is the default: VFE-1(7, 32), VFE-2(32, 128), FCN(128, 128), maximum.
+
+    Args:
+        in_channels: columns of the point code; see `point_features`.
+        channels: output columns of each VFE layer, all even; may be empty.
+        out_channels: columns of a voxel's feature.
+        norm_eps: see `PointLayer`.
+        norm_momentum: see `PointLayer`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 7,
+        channels: Sequence[int] = (32, 128),
+        out_channels: int = 128,
+        *,
+        norm_eps: float = 1e-5,
+        norm_momentum: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        widths = [in_channels, *channels]
+        self.layers = nn.ModuleList(
+            VFELayer(a, b, norm_eps=norm_eps, norm_momentum=norm_momentum)
+            for a, b in pairwise(widths)
+        )
+        self.points = PointLayer(
+            widths[-1], out_channels, norm_eps=norm_eps, norm_momentum=norm_momentum
+        )
+
+    def forward(self, features: Tensor, voxels: Voxels) -> Tensor:
+        """Encode the voxels.
+
+        Args:
+            features: (M, in_channels), the code of each packed point in the voxels' order.
+            voxels: the voxels, K of them; K = 0 is ordinary.
+
+        Returns:
+            (K, out_channels), one row per row of ``voxels.coords``.
+
+        Raises:
+            ValueError: if ``features`` has another number of rows or columns than expected.
+        """
+        expected = (voxels.point_index.shape[0], self.in_channels)
+        if tuple(features.shape) != expected:
+            raise ValueError(f"features must be {expected}, got {tuple(features.shape)}")
+        voxel_of_point = voxels.voxel_of_point()
+        for layer in self.layers:
+            features = layer(features, voxels.offsets, voxel_of_point)
+        pooled, _ = segment_max(self.points(features), voxels.offsets)
+        return pooled
