@@ -189,7 +189,7 @@ class LossConfig(_Block):
     """alpha"""
     negative_weight: NonNegativeFloat = 1.0
     """beta"""
-    box_weight: NonNegativeFloat = 1.0
+    residual_weight: NonNegativeFloat = 1.0
     smooth_l1_beta: PositiveFloat = 1.0 / 9.0
     """Where SmoothL1 turns from square to linear; the paper is silent, this is SECOND's."""
     matching_iou: Literal["nearest", "rotated", "standup"] = "nearest"
@@ -200,10 +200,12 @@ class PostprocessConfig(_Block):
     """From scores and residuals to boxes; the paper is silent on all of these."""
 
     score_threshold: Probability = 0.1
-    nms_iou: Probability = 0.1
+    nms_iou: Probability = 0.01
     """Boxes that overlap a better one by more than this in bird's-eye view are dropped."""
     nms_pre: PositiveInt = 1000
+    """Best anchors of each class that enter the suppression."""
     max_detections: PositiveInt = 100
+    """Best boxes of a sweep that are kept."""
 
 
 class ScheduleConfig(_Block):

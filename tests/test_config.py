@@ -1,0 +1,118 @@
+"""The typed configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from voxelpool.config import dump_config, load_config, parse_config, save_config
+from voxelpool.errors import ConfigError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+CAR = CONFIGS / "voxelnet_car.yaml"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_config_loads_and_survives_a_round_trip(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    assert config.name == path.stem
+    save_config(config, tmp_path / "copy.yaml")
+    assert load_config(tmp_path / "copy.yaml") == config
+
+
+def test_paper_values() -> None:
+    """VoxelNet, sections 3.1 and 3.2; facts 1.1, 1.5, 1.6, 1.8."""
+    car = load_config(CAR)
+    assert car.grid.to_grid().shape == (10, 400, 352)
+    assert (car.vfe.channels, car.vfe.out_channels, car.vfe.max_points) == ((32, 128), 128, 35)
+    assert car.rpn.strides == (2, 2, 2)
+    anchor = car.anchors[0]
+    assert (anchor.size, anchor.z_center) == ((3.9, 1.6, 1.56), -1.0)
+    assert (anchor.matched_threshold, anchor.unmatched_threshold) == (0.6, 0.45)
+    assert (car.loss.positive_weight, car.loss.negative_weight) == (1.5, 1.0)
+    assert (car.train.optimizer, car.train.lr, car.train.batch_size) == ("sgd", 0.01, 16)
+    assert (car.train.epochs, car.train.schedule.milestones) == (160, (150,))
+    for name, size in (("Pedestrian", (0.8, 0.6, 1.73)), ("Cyclist", (1.76, 0.6, 1.73))):
+        config = load_config(CONFIGS / f"voxelnet_{name.lower()}.yaml")
+        assert config.classes == (name,)
+        assert config.grid.to_grid().shape == (10, 200, 240)
+        assert (config.vfe.max_points, config.rpn.strides) == (45, (1, 2, 2))
+        anchor = config.anchors[0]
+        assert (anchor.size, anchor.z_center) == (size, -0.6)
+        assert (anchor.matched_threshold, anchor.unmatched_threshold) == (0.5, 0.35)
+
+
+@pytest.mark.parametrize(
+    ("override", "read"),
+    [
+        ("train.lr=1e-3", lambda c: c.train.lr == 1e-3),
+        ("train.batch_size=2", lambda c: c.train.batch_size == 2),
+        ("data.root=/some/where", lambda c: c.data.root == "/some/where"),
+        ("anchors.0.matched_threshold=0.7", lambda c: c.anchors[0].matched_threshold == 0.7),
+        ("data.augment=[]", lambda c: c.data.augment == ()),
+        ("train.gradient_clip=null", lambda c: c.train.gradient_clip is None),
+        ("data.augment.1.range=[0.9,1.1]", lambda c: c.data.augment[1].range == (0.9, 1.1)),
+        ("vfe.max_voxels=12000", lambda c: c.vfe.max_voxels == 12000),
+    ],
+)
+def test_overrides(override: str, read) -> None:
+    assert read(load_config(CAR, [override]))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lrr=1", "train.lrr: unknown key, did you mean lr"),
+        ("trian.lr=1", "trian: unknown key, did you mean train"),
+        ("data.augment.0.rotatio=1", "data.augment.0.rotatio: unknown key, did you mean rotation"),
+        ("train.lr=fast", "train.lr: .*valid number.*'fast'"),
+        ("train.lr=-1", "train.lr: .*greater than 0"),
+        ("train.epochs=1.5", "train.epochs: "),
+        ("anchors.0.matched_threshold=2", "anchors.0.matched_threshold: .*less than or equal to 1"),
+        ("anchors.0.matched_threshold=0.2", "anchors.0: unmatched_threshold 0.45 lies above"),
+        ("anchors.0.class_name=car", "anchors.0.class_name: .*'Car'"),
+        ("grid.voxel_size=[0.3,0.2,0.4]", "grid: range along x.*whole number"),
+        ("vfe.channels=[31,128]", "vfe.channels: channels must be even"),
+        ("data.augment.1.range=[2,1]", "data.augment.1: the lower bound 2"),
+        ("name=a/b", "name: "),
+        ("model=second", "model: "),
+        ("anchors.7.size=1", "7 is no item of a list of 1"),
+        ("name.x=1", "name is a single value"),
+        ("epochs", "must look like key.subkey=value"),
+        ("=3", "must look like key.subkey=value"),
+    ],
+)
+def test_bad_values_name_file_and_key(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(CAR, [override])
+    assert "override" in str(caught.value) or str(caught.value).startswith(str(CAR))
+
+
+def test_grid_that_the_strides_do_not_divide() -> None:
+    with pytest.raises(ConfigError, match="400 x 350 voxels"):
+        load_config(CAR, ["grid.range=[0,-40,-3,70,40,1]"])
+
+
+def test_missing_key_is_named() -> None:
+    with pytest.raises(ConfigError, match="x.yaml: grid: is missing; anchors: is missing"):
+        parse_config("name: a", source="x.yaml")
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "just words", "", "a: [1"])
+def test_not_a_mapping(text: str) -> None:
+    with pytest.raises(ConfigError, match="x.yaml: "):
+        parse_config(text, source="x.yaml")
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere.yaml: No such file"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_class_named_twice() -> None:
+    text = dump_config(load_config(CAR))
+    config = parse_config(text)
+    anchor = config.anchors[0].model_dump_json()
+    with pytest.raises(ConfigError, match="name a class twice"):
+        load_config(CAR, [f"anchors=[{anchor},{anchor}]"])
