@@ -141,6 +141,11 @@ class Calibration:
         """(4, 4) rectified camera to LiDAR."""
         return np.linalg.inv(self._forward)
 
+    @cached_property
+    def _to_image(self) -> Float:
+        """(3, 4) LiDAR to homogeneous pixels."""
+        return self.P2 @ self._forward
+
     def lidar_to_camera(self, xyz: ArrayLike) -> Float:
         """LiDAR coordinates (N, 3) in metres to rectified camera coordinates (N, 3)."""
         return _points(xyz) @ self._forward[:3, :3].T + self._forward[:3, 3]
@@ -159,7 +164,11 @@ class Calibration:
             ``(uv, depth)``: pixels (N, 2) and depth (N,), the third component of P2 @ x_rect, in
             metres. Where the depth is not positive the pixel means nothing (and may be NaN).
         """
-        return self._project_camera(self.lidar_to_camera(xyz))
+        x, y, z = _points(xyz).T
+        # Written out: a BLAS call on so thin a matrix starts threads and gains nothing.
+        u, v, depth = (row[0] * x + row[1] * y + row[2] * z + row[3] for row in self._to_image)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            return np.column_stack([u / depth, v / depth]), depth
 
     def _project_camera(self, xyz: Float) -> tuple[Float, Float]:
         image = xyz @ self.P2[:, :3].T + self.P2[:, 3]
