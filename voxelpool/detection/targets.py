@@ -18,6 +18,13 @@ IouKind = Literal["nearest", "rotated", "standup"]
 
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 
+TIE = 1e-4
+"""IoUs that differ by this share of the best are equal.
+
+Anchors wholly inside a box, or around it, all have the same IoU with it; rounding (in float32
+some 1e-5 at 70 m) must not choose among them.
+"""
+
 
 @dataclass(frozen=True)
 class AnchorTargets:
@@ -63,9 +70,9 @@ class TargetAssigner:
     """Matches anchors with the boxes of their own class by BEV IoU.
 
     An anchor is positive when its IoU with a box is above the matched threshold of its class, or
-    is the best that any anchor of the class has with that box, ties included. A box that no
-    anchor overlaps has no best. An anchor is negative when its IoU with every box of its class is
-    below the unmatched threshold, and ignored in between.
+    is the best that any anchor of the class has with that box, ties included (see `TIE`). A box
+    that no anchor overlaps has no best. An anchor is negative when its IoU with every box of its
+    class is below the unmatched threshold, and ignored in between.
 
     A positive anchor learns the box it overlaps most; an anchor that is the best for a box learns
     that box even if it overlaps another more, so that no box is left without its best anchor.
@@ -195,7 +202,7 @@ def _match(iou: Tensor, matched: float, unmatched: float) -> tuple[Tensor, Tenso
     match = torch.where(labels == POSITIVE, best_box, -1)
 
     best_of_box = iou.max(dim=0).values
-    is_best = (iou == best_of_box) & (best_of_box > 0)
+    is_best = (iou >= best_of_box * (1 - TIE)) & (best_of_box > 0)
     rows = is_best.any(dim=1).nonzero().squeeze(1)
     forced = torch.where(is_best[rows], iou[rows], -1.0)
     labels[rows] = POSITIVE

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from shapely import affinity
+from shapely.geometry import box as shapely_box
+
+from voxelpool.detection import DetectionResult, Postprocessor, decode, encode
+
+
+def logit(p):
+    return math.log(p / (1 - p))
+
+
+def line_of_anchors(count, device="cpu"):
+    """Anchors of 4 x 2 x 1.5 m, ten metres apart."""
+    anchors = torch.tensor([[0.0, 0, 0, 4, 2, 1.5, 0]]).repeat(count, 1)
+    anchors[:, 0] = torch.arange(count) * 10
+    return anchors.to(device)
+
+
+def run(post, scores, anchors, residuals=None, class_ids=None):
+    scores = torch.tensor([[logit(s) for s in scores]], device=anchors.device)
+    residuals = torch.zeros(1, len(anchors), 7) if residuals is None else residuals
+    class_ids = torch.tensor([0]) if class_ids is None else torch.tensor(class_ids)
+    (result,) = post(scores, residuals.to(anchors.device), anchors, class_ids.to(anchors.device))
+    return result
+
+
+def test_threshold_order_and_decoding(device):
+    anchors = line_of_anchors(4, device)
+    truth = anchors.cpu().clone()
+    truth[:, :3] += 0.5
+    truth[:, 6] = torch.tensor([0.1, 3.0, -3.0, -1.0])
+    residuals = encode(truth, anchors.cpu())[None]
+    result = run(Postprocessor(score_threshold=0.3), [0.4, 0.2, 0.9, 0.31], anchors, residuals)
+    assert isinstance(result, DetectionResult) and len(result) == 3
+    torch.testing.assert_close(result.boxes.cpu(), truth[[2, 0, 3]], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result.scores.cpu(), torch.tensor([0.9, 0.4, 0.31]))
+    assert result.class_ids.tolist() == [0, 0, 0]
+    assert result.to("cpu").boxes.device.type == "cpu"
+
+
+def test_suppression_is_by_class(device):
+    anchors = line_of_anchors(1, device).repeat(4, 1)
+    anchors[3, 0] = 3.0  # overlaps the others by 1/7
+    result = run(Postprocessor(nms_iou=0.1), [0.6, 0.8, 0.7, 0.5], anchors, None, [0, 0, 1, 1])
+    assert result.class_ids.tolist() == [0, 1]
+    torch.testing.assert_close(result.scores.cpu(), torch.tensor([0.8, 0.7]))
+    result = run(Postprocessor(nms_iou=0.2), [0.6, 0.8, 0.7, 0.5], anchors, None, [0, 0, 1, 1])
+    assert result.class_ids.tolist() == [0, 1, 1]
+
+
+def test_ties_go_to_the_first_anchor(device):
+    anchors = line_of_anchors(1, device).repeat(300, 1)
+    anchors[:, 0] = torch.arange(300) % 3 * 10
+    anchors[:, 2] = torch.arange(300)
+    result = run(Postprocessor(), [0.5] * 300, anchors)
+    assert result.boxes[:, 2].tolist() == [0, 1, 2]
+    result = run(Postprocessor(max_detections=2), [0.5] * 300, anchors)
+    assert result.boxes[:, 2].tolist() == [0, 1]
+    result = run(Postprocessor(nms_pre=1), [0.5] * 300, anchors)
+    assert result.boxes[:, 2].tolist() == [0]
+
+
+def test_counts(device):
+    anchors = line_of_anchors(6, device)
+    scores = [0.5, 0.6, 0.7, 0.8, 0.9, 0.4]
+    ids = [0, 1, 0, 1, 0, 1]
+    result = run(Postprocessor(max_detections=3), scores, anchors, None, ids)
+    assert result.boxes[:, 0].tolist() == [40, 30, 20]
+    # Before the suppression the count is that of a class.
+    result = run(Postprocessor(nms_pre=2), scores, anchors, None, ids)
+    assert result.boxes[:, 0].tolist() == [40, 30, 20, 10]
+
+
+def test_center_range(device):
+    anchors = line_of_anchors(4, device)
+    anchors[2, 2] = -9
+    post = Postprocessor(center_range=(10, -1, -3, 30, 1, 1))
+    assert run(post, [0.5] * 4, anchors).boxes[:, 0].tolist() == [10, 30]
+
+
+def test_a_box_out_of_range_suppresses_none():
+    anchors = line_of_anchors(1).repeat(2, 1)
+    anchors[0, 0] = -0.1
+    post = Postprocessor(center_range=(0, -9, -9, 9, 9, 9))
+    assert run(post, [0.9, 0.5], anchors).boxes[:, 0].tolist() == [0]
+
+
+def test_not_finite_is_dropped(device):
+    anchors = line_of_anchors(4, device)
+    residuals = torch.zeros(1, 4, 7)
+    residuals[0, 0, 0], residuals[0, 1, 6] = torch.inf, torch.nan
+    scores = torch.tensor([[1.0, 1.0, torch.nan, 1.0]], device=device)
+    (result,) = Postprocessor()(
+        scores, residuals.to(device), anchors, torch.zeros(1, device=device).long()
+    )
+    assert result.boxes[:, 0].tolist() == [30]
+
+
+def test_nothing_found(device):
+    anchors = line_of_anchors(3, device)
+    result = run(Postprocessor(score_threshold=0.5), [0.1] * 3, anchors)
+    assert result.boxes.shape == (0, 7) and result.scores.shape == (0,)
+    assert result.class_ids.shape == (0,) and result.class_ids.dtype == torch.int64
+    empty = Postprocessor()(
+        torch.zeros(2, 0), torch.zeros(2, 0, 7), torch.zeros(0, 7), torch.zeros(1).long()
+    )
+    assert [len(r) for r in empty] == [0, 0]
+    assert Postprocessor()(torch.zeros(0, 3), torch.zeros(0, 3, 7), anchors.cpu(),
+                           torch.zeros(1).long()) == []  # fmt: skip
+
+
+def polygon(box):
+    x, y, _, length, width, _, yaw = box
+    rectangle = shapely_box(x - length / 2, y - width / 2, x + length / 2, y + width / 2)
+    return affinity.rotate(rectangle, yaw, use_radians=True)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_against_brute_force(seed, device):
+    generator = torch.Generator().manual_seed(seed)
+    height, width, per_location = 6, 7, 2
+    anchors = torch.zeros(height, width, per_location, 7)
+    anchors[..., 0] = torch.arange(width)[None, :, None] * 1.7
+    anchors[..., 1] = torch.arange(height)[:, None, None] * 1.3
+    anchors[..., 3:6] = torch.tensor([3.9, 1.6, 1.5])
+    anchors[..., 1, 6] = math.pi / 2
+    class_ids = torch.tensor([0, 1])
+    count = height * width * per_location
+    # Few distinct scores, so that ties are common.
+    scores = torch.randint(-4, 4, (2, count), generator=generator).float()
+    residuals = 0.3 * torch.randn(2, count, 7, generator=generator)
+    post = Postprocessor(score_threshold=0.2, nms_iou=0.15, nms_pre=20, max_detections=9)
+    results = post(*(t.to(device) for t in (scores, residuals, anchors, class_ids)))
+    for frame, result in enumerate(results):
+        boxes = decode(residuals[frame], anchors.view(-1, 7))
+        kept = []
+        for class_id in (0, 1):
+            rows = [i for i in range(class_id, count, 2) if scores[frame, i].sigmoid() >= 0.2]
+            rows = sorted(rows, key=lambda i: (-scores[frame, i].item(), i))[:20]
+            chosen = []
+            for row in rows:
+                mine = polygon(boxes[row].tolist())
+                others = [polygon(boxes[i].tolist()) for i in chosen]
+                if all(mine.intersection(p).area / mine.union(p).area <= 0.15 for p in others):
+                    chosen.append(row)
+            kept += chosen
+        kept = sorted(kept, key=lambda i: -scores[frame, i].item())[:9]
+        torch.testing.assert_close(result.boxes.cpu(), boxes[kept], rtol=1e-5, atol=1e-5)
+        assert result.class_ids.tolist() == [i % 2 for i in kept]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"score_threshold": 1.5}, "score_threshold must be in"),
+        ({"nms_iou": -0.1}, "nms_iou must be in"),
+        ({"nms_pre": 0}, "nms_pre must be at least 1"),
+        ({"max_detections": 0}, "max_detections must be at least 1"),
+        ({"center_range": (0, 1)}, "center_range"),
+    ],
+)
+def test_impossible_arguments_are_errors(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Postprocessor(**arguments)
+
+
+def test_shapes_that_do_not_fit_are_errors():
+    anchors = line_of_anchors(4)
+    with pytest.raises(ValueError, match="do not fit 4 anchors"):
+        Postprocessor()(torch.zeros(1, 3), torch.zeros(1, 3, 7), anchors, torch.zeros(1).long())
+    with pytest.raises(ValueError, match="3 class ids do not fit 4 anchors"):
+        Postprocessor()(torch.zeros(1, 4), torch.zeros(1, 4, 7), anchors, torch.zeros(3).long())
