@@ -114,9 +114,7 @@ void parallel_for(int64_t n, int64_t grain, int threads,
   if (n <= 0) return;
   const int64_t most = (n + grain - 1) / grain;
   const int64_t pieces = std::min<int64_t>(most, threads <= 1 ? 1 : int64_t{threads} * 4);
-  run_tasks(pieces, threads, [&](int64_t i) {
-    body(n * i / pieces, n * (i + 1) / pieces);
-  });
+  run_tasks(pieces, threads, [&](int64_t i) { body(n * i / pieces, n * (i + 1) / pieces); });
 }
 
 }  // namespace voxelpool

@@ -49,6 +49,11 @@ def module() -> ModuleType | None:
     return _compiled
 
 
+def missing_because() -> str:
+    """Why the compiled part cannot be imported; empty where it can."""
+    return "" if _import_error is None else str(_import_error)
+
+
 def usable(device: torch.device) -> bool:
     """Whether compiled kernels run on ``device``; the reference serves where they do not."""
     if module() is None:
@@ -128,3 +133,6 @@ def _raw_stream(index: int) -> int:
     if fast is not None:
         return fast(index)
     return torch.cuda.current_stream(index).cuda_stream
+
+
+module()  # so that VOXELPOOL_REQUIRE_NATIVE speaks at import

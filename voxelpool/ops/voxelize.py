@@ -139,9 +139,7 @@ def _voxelize_cpu(
     max_voxels: int,
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    plan = _native.VoxelizePlan(
-        points, batch, batch_size, *grid, max_points, max_voxels, seed
-    )
+    plan = _native.VoxelizePlan(points, batch, batch_size, *grid, max_points, max_voxels, seed)
     coords = torch.empty((plan.num_voxels, 4), dtype=torch.int32)
     offsets = torch.empty(plan.num_voxels + 1, dtype=torch.int64)
     point_index = torch.empty(plan.num_points, dtype=torch.int64)
@@ -162,7 +160,16 @@ def _voxelize_cuda(
     keys = torch.empty(n, dtype=torch.int64, device=device)
     first_bad = torch.full((1,), n, dtype=torch.int64, device=device)
     _native.call(
-        "voxelize_keys", device, points, n, points.stride(0), batch, batch_size, *grid, keys, first_bad
+        "voxelize_keys",
+        device,
+        points,
+        n,
+        points.stride(0),
+        batch,
+        batch_size,
+        *grid,
+        keys,
+        first_bad,
     )
     if batch is not None and int(first_bad) < n:
         reference.raise_bad_batch(batch, batch_size, int(first_bad))

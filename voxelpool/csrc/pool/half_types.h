@@ -1,5 +1,5 @@
-// float16 and bfloat16 on the CPU: storage as 16 bits, arithmetic in float. Branch-free, so that loops
-// over channels vectorise.
+// float16 and bfloat16 on the CPU: storage as 16 bits, arithmetic in float. Branch-free, so that
+// loops over channels vectorise.
 #pragma once
 
 #include <cstdint>

@@ -2,7 +2,8 @@
 // offsets[k + 1]; offsets has groups + 1 entries.
 //
 // The rules, the same on every device and for any number of threads:
-//  - max and min: NaN wins, then the extreme value; among equals (0.0 and -0.0 are equal) the lowest row.
+//  - max and min: NaN wins, then the extreme value; among equals (0.0 and -0.0 are equal) the
+//  lowest row.
 //    arg is that row. An empty group gives 0 and arg = rows.
 //  - sum and mean: rows are added in order, half types in float32, integers in int64. The mean of
 //    integers is rounded down. An empty group gives 0.
@@ -32,7 +33,8 @@ struct Groups {
   int64_t channels;
 };
 
-// CPU. Throws std::invalid_argument where the offsets do not start at 0, fall, or do not end at rows.
+// CPU. Throws std::invalid_argument where the offsets do not start at 0, fall, or do not end at
+// rows.
 void segment_extreme_cpu(Extreme kind, DType dtype, const void* src, Groups shape, void* out,
                          int64_t* arg, int threads);
 void segment_sum_cpu(bool mean, DType dtype, const void* src, Groups shape, void* out, int threads);
@@ -43,8 +45,8 @@ void segment_spread_cpu(bool mean, DType dtype, const void* src, Groups shape, v
 void segment_place_cpu(DType dtype, const void* src, const int64_t* arg, Groups shape, void* out,
                        int threads);
 
-// CUDA: as above on `stream` of `device`. Offsets are taken as they are, but for bounds: a row outside
-// [0, rows) is neither read nor written.
+// CUDA: as above on `stream` of `device`. Offsets are taken as they are, but for bounds: a row
+// outside [0, rows) is neither read nor written.
 void segment_extreme_cuda(Extreme kind, DType dtype, const void* src, Groups shape, void* out,
                           int64_t* arg, int device, void* stream);
 void segment_sum_cuda(bool mean, DType dtype, const void* src, Groups shape, void* out, int device,

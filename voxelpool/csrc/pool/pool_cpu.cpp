@@ -39,15 +39,24 @@ struct Accumulator<BFloat16> {
 template <typename Function>
 void dispatch(DType dtype, Function&& function) {
   switch (dtype) {
-    case DType::kFloat32: return function(float{});
-    case DType::kFloat64: return function(double{});
-    case DType::kFloat16: return function(Float16{});
-    case DType::kBFloat16: return function(BFloat16{});
-    case DType::kInt8: return function(int8_t{});
-    case DType::kUInt8: return function(uint8_t{});
-    case DType::kInt16: return function(int16_t{});
-    case DType::kInt32: return function(int32_t{});
-    case DType::kInt64: return function(int64_t{});
+    case DType::kFloat32:
+      return function(float{});
+    case DType::kFloat64:
+      return function(double{});
+    case DType::kFloat16:
+      return function(Float16{});
+    case DType::kBFloat16:
+      return function(BFloat16{});
+    case DType::kInt8:
+      return function(int8_t{});
+    case DType::kUInt8:
+      return function(uint8_t{});
+    case DType::kInt16:
+      return function(int16_t{});
+    case DType::kInt32:
+      return function(int32_t{});
+    case DType::kInt64:
+      return function(int64_t{});
   }
   throw std::invalid_argument("unknown dtype code");
 }
@@ -67,8 +76,7 @@ void check_offsets(const Groups& shape) {
     }
   }
   if (offsets[shape.groups] != shape.rows) {
-    fail(shape.groups, offsets[shape.groups],
-         std::to_string(shape.rows) + ", the number of rows");
+    fail(shape.groups, offsets[shape.groups], std::to_string(shape.rows) + ", the number of rows");
   }
 }
 
@@ -311,10 +319,14 @@ template <typename Function>
 void dispatch_width(DType dtype, Function&& function) {
   dispatch(dtype, [&](auto example) {
     switch (sizeof example) {
-      case 1: return function(uint8_t{});
-      case 2: return function(uint16_t{});
-      case 4: return function(uint32_t{});
-      default: return function(uint64_t{});
+      case 1:
+        return function(uint8_t{});
+      case 2:
+        return function(uint16_t{});
+      case 4:
+        return function(uint32_t{});
+      default:
+        return function(uint64_t{});
     }
   });
 }
@@ -368,8 +380,9 @@ void segment_place_cpu(DType dtype, const void* src, const int64_t* arg, Groups 
   check_offsets(shape);
   dispatch_width(dtype, [&](auto word) {
     using Word = decltype(word);
-    run_kernel(shape, threads, PlaceKernel<Word>{static_cast<const Word*>(src), arg, shape,
-                                                 static_cast<Word*>(out)});
+    run_kernel(
+        shape, threads,
+        PlaceKernel<Word>{static_cast<const Word*>(src), arg, shape, static_cast<Word*>(out)});
   });
 }
 

@@ -1,5 +1,5 @@
-// One thread a result: (group, channel) to reduce, (row, channel) to spread. Neighbouring threads take
-// neighbouring channels, so that reads coalesce; no atomics.
+// One thread a result: (group, channel) to reduce, (row, channel) to spread. Neighbouring threads
+// take neighbouring channels, so that reads coalesce; no atomics.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -16,41 +16,62 @@ struct Arithmetic {
   using Compare = T;
   using Sum = std::conditional_t<std::is_integral<T>::value, int64_t, T>;
   template <typename Value>
-  static __device__ Value load(T value) { return static_cast<Value>(value); }
+  static __device__ Value load(T value) {
+    return static_cast<Value>(value);
+  }
   template <typename Value>
-  static __device__ T store(Value value) { return static_cast<T>(value); }
+  static __device__ T store(Value value) {
+    return static_cast<T>(value);
+  }
 };
 template <>
 struct Arithmetic<__half> {
   using Compare = float;
   using Sum = float;
   template <typename Value>
-  static __device__ float load(__half value) { return __half2float(value); }
+  static __device__ float load(__half value) {
+    return __half2float(value);
+  }
   template <typename Value>
-  static __device__ __half store(float value) { return __float2half_rn(value); }
+  static __device__ __half store(float value) {
+    return __float2half_rn(value);
+  }
 };
 template <>
 struct Arithmetic<__nv_bfloat16> {
   using Compare = float;
   using Sum = float;
   template <typename Value>
-  static __device__ float load(__nv_bfloat16 value) { return __bfloat162float(value); }
+  static __device__ float load(__nv_bfloat16 value) {
+    return __bfloat162float(value);
+  }
   template <typename Value>
-  static __device__ __nv_bfloat16 store(float value) { return __float2bfloat16_rn(value); }
+  static __device__ __nv_bfloat16 store(float value) {
+    return __float2bfloat16_rn(value);
+  }
 };
 
 template <typename Function>
 void dispatch(DType dtype, Function&& function) {
   switch (dtype) {
-    case DType::kFloat32: return function(float{});
-    case DType::kFloat64: return function(double{});
-    case DType::kFloat16: return function(__half{});
-    case DType::kBFloat16: return function(__nv_bfloat16{});
-    case DType::kInt8: return function(int8_t{});
-    case DType::kUInt8: return function(uint8_t{});
-    case DType::kInt16: return function(int16_t{});
-    case DType::kInt32: return function(int32_t{});
-    case DType::kInt64: return function(int64_t{});
+    case DType::kFloat32:
+      return function(float{});
+    case DType::kFloat64:
+      return function(double{});
+    case DType::kFloat16:
+      return function(__half{});
+    case DType::kBFloat16:
+      return function(__nv_bfloat16{});
+    case DType::kInt8:
+      return function(int8_t{});
+    case DType::kUInt8:
+      return function(uint8_t{});
+    case DType::kInt16:
+      return function(int16_t{});
+    case DType::kInt32:
+      return function(int32_t{});
+    case DType::kInt64:
+      return function(int64_t{});
   }
   throw std::invalid_argument("unknown dtype code");
 }
@@ -137,9 +158,8 @@ __global__ void spread_kernel(bool mean, const T* src, Groups shape, T* out) {
     if (k >= 0) {
       value = src[k * shape.channels + c];
       if (mean) {
-        value = Arithmetic<T>::template store<Value>(
-            divide(Arithmetic<T>::template load<Value>(value),
-                   shape.offsets[k + 1] - shape.offsets[k]));
+        value = Arithmetic<T>::template store<Value>(divide(
+            Arithmetic<T>::template load<Value>(value), shape.offsets[k + 1] - shape.offsets[k]));
       }
     }
     out[i] = value;

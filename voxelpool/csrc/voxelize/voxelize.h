@@ -1,14 +1,14 @@
 // Points to voxels. What decides a result (a point's cell, the random order) is here once, for both
 // devices; ops/reference/voxelize.py says the same in PyTorch.
 //
-// A point belongs to the cell floor((p - low) / size), all in float32, if low <= p < high on each axis; a
-// quotient that rounds up to the number of cells stays in the last one. Cells are numbered
+// A point belongs to the cell floor((p - low) / size), all in float32, if low <= p < high on each
+// axis; a quotient that rounds up to the number of cells stays in the last one. Cells are numbered
 // ((frame * D + z) * H + y) * W + x in 64 bits.
 //
 // Where a voxel holds more than max_points points, those with the smallest random number stay, the
 // number being drawn by the point's place in its own frame; where a frame has more than max_voxels
-// voxels, those with the smallest random number stay, drawn by the cell. Ties go to the lower place or
-// cell. So a frame gives the same voxels alone and in any batch.
+// voxels, those with the smallest random number stay, drawn by the cell. Ties go to the lower place
+// or cell. So a frame gives the same voxels alone and in any batch.
 #pragma once
 
 #include <cmath>
@@ -75,8 +75,9 @@ struct VoxelizeInput {
   int64_t seed;
 };
 
-// The voxels of a cloud, found at construction; write() puts them where the caller says, once he has
-// made room for num_voxels() and num_points(). Throws std::invalid_argument for a batch out of range.
+// The voxels of a cloud, found at construction; write() puts them where the caller says, once he
+// has made room for num_voxels() and num_points(). Throws std::invalid_argument for a batch out of
+// range.
 class VoxelizeCpu {
  public:
   VoxelizeCpu(const VoxelizeInput& input, int threads);
@@ -92,13 +93,13 @@ class VoxelizeCpu {
 };
 
 // CUDA, each a map over n items on `stream` of `device`.
-// keys[i] is point i's cell number, or batch_size * cells_per_frame where it is dropped. first_bad takes
-// the lowest i whose batch is out of range, and stays as it is where there is none.
+// keys[i] is point i's cell number, or batch_size * cells_per_frame where it is dropped. first_bad
+// takes the lowest i whose batch is out of range, and stays as it is where there is none.
 void voxelize_keys_cuda(const VoxelizeInput& input, int64_t* keys, int64_t* first_bad, int device,
                         void* stream);
 // out[i] = random63(stream of (seed, salt), index[i]).
-void voxelize_random_cuda(int64_t seed, uint64_t salt, const int64_t* index, int64_t n, int64_t* out,
-                          int device, void* stream);
+void voxelize_random_cuda(int64_t seed, uint64_t salt, const int64_t* index, int64_t n,
+                          int64_t* out, int device, void* stream);
 void voxelize_coords_cuda(const Grid& grid, const int64_t* keys, int64_t n, int32_t* coords,
                           int device, void* stream);
 

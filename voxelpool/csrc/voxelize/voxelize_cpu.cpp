@@ -1,5 +1,5 @@
-// Key of every point in range, a stable radix sort by key in parallel, then one scan over the sorted
-// points. Memory is linear in the points, whatever the grid.
+// Key of every point in range, a stable radix sort by key in parallel, then one scan over the
+// sorted points. Memory is linear in the points, whatever the grid.
 #include <algorithm>
 #include <memory>
 #include <stdexcept>
@@ -15,7 +15,8 @@ namespace voxelpool {
 class VoxelizeCpu::Plan {
  public:
   virtual ~Plan() = default;
-  virtual void write(int32_t* coords, int64_t* offsets, int64_t* point_index, int threads) const = 0;
+  virtual void write(int32_t* coords, int64_t* offsets, int64_t* point_index,
+                     int threads) const = 0;
   int64_t num_voxels = 0;
   int64_t num_points = 0;
 };
@@ -220,8 +221,8 @@ class TypedPlan final : public VoxelizeCpu::Plan {
   }
 
   void count_kept() {
-    num_voxels = group_of_voxel_.empty() ? num_groups()
-                                         : static_cast<int64_t>(group_of_voxel_.size());
+    num_voxels =
+        group_of_voxel_.empty() ? num_groups() : static_cast<int64_t>(group_of_voxel_.size());
     ends_.resize(num_voxels);
     int64_t end = 0;
     for (int64_t v = 0; v < num_voxels; ++v) {

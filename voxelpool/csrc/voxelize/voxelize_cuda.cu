@@ -36,12 +36,12 @@ void voxelize_keys_cuda(const VoxelizeInput& input, int64_t* keys, int64_t* firs
   if (input.n == 0) return;
   const DeviceGuard guard(device);
   keys_kernel<<<grid_size(input.n), kBlock, 0, static_cast<cudaStream_t>(stream)>>>(input, keys,
-                                                                                   first_bad);
+                                                                                    first_bad);
   check_cuda(cudaGetLastError(), "voxelize (keys)");
 }
 
-void voxelize_random_cuda(int64_t seed, uint64_t salt, const int64_t* index, int64_t n, int64_t* out,
-                          int device, void* stream) {
+void voxelize_random_cuda(int64_t seed, uint64_t salt, const int64_t* index, int64_t n,
+                          int64_t* out, int device, void* stream) {
   if (n == 0) return;
   const DeviceGuard guard(device);
   random_kernel<<<grid_size(n), kBlock, 0, static_cast<cudaStream_t>(stream)>>>(
@@ -54,7 +54,7 @@ void voxelize_coords_cuda(const Grid& grid, const int64_t* keys, int64_t n, int3
   if (n == 0) return;
   const DeviceGuard guard(device);
   coords_kernel<<<grid_size(n), kBlock, 0, static_cast<cudaStream_t>(stream)>>>(grid, keys, n,
-                                                                              coords);
+                                                                                coords);
   check_cuda(cudaGetLastError(), "voxelize (coords)");
 }
 
