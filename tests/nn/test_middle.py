@@ -106,6 +106,29 @@ def test_middle_is_conv_norm_relu_and_folds_depth(device, training, dense_input)
             torch.testing.assert_close(out[:, channel * 2 + depth], x[:, channel, depth])
 
 
+@pytest.mark.parametrize("columns", [4, 300])
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_small_and_large_maps_and_batches_agree(device, batch_size, columns):
+    """Whichever kernel a size leads to, the map is that of torch's layers, and so are gradients."""
+    torch.manual_seed(0)
+    shape = (9, columns, 5)
+    coords = random_coords(torch.Generator().manual_seed(0), 80, batch_size, shape).to(device)
+    features = torch.randn(80, 5, device=device, dtype=torch.float64)
+    middle = DenseMiddle(5, (6, 7, 8), grid_shape=shape).to(device).double()
+    x = scatter_to_dense(features, coords, batch_size, shape)
+    for conv, norm in zip(middle.convs, middle.norms, strict=True):
+        x = F.conv3d(x, conv.weight, None, conv.stride, conv.padding)
+        x = torch.relu(F.batch_norm(x, None, None, norm.weight, norm.bias, True))
+    expected = x.flatten(1, 2)
+    out = middle(features, coords, batch_size)
+    torch.testing.assert_close(out, expected)
+    weight = torch.randn_like(out)
+    grads = torch.autograd.grad((out * weight).sum(), list(middle.parameters()))
+    expected_grads = torch.autograd.grad((expected * weight).sum(), list(middle.parameters()))
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(grad, expected_grad)
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(400, 352), (200, 240)])
 def test_paper_size(rows, columns):
     middle = DenseMiddle(grid_shape=(10, rows, columns))

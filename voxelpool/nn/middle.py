@@ -6,10 +6,12 @@ Every middle network has one interface: ``(features (K, C), coords (K, 4), batch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Triple = tuple[int, int, int]
 
@@ -218,7 +220,7 @@ class DenseMiddle(nn.Module):
             x = first(features, coords, batch_size)
         x = torch.relu_(self.norms[0](x))
         for conv, norm in zip(self.convs[1:], self.norms[1:], strict=True):
-            x = torch.relu_(norm(conv(x)))
+            x = torch.relu_(norm(_convolve(conv, x)))
         return x.flatten(1, 2)
 
 
@@ -227,6 +229,25 @@ def _conv_shape(shape: Triple, kernel: Triple, stride: Triple, padding: Triple) 
         (n + 2 * p - k) // s + 1 for n, k, s, p in zip(shape, kernel, stride, padding, strict=True)
     )
     return d, h, w
+
+
+def _convolve(conv: nn.Conv3d, x: Tensor) -> Tensor:
+    """``conv(x)``, also where torch's own choice of a CPU kernel is a bad one.
+
+    For one frame with C * D * H up to 20,480 torch 2.13 takes a plain loop instead of oneDNN,
+    some ten times slower. There the depth taps go into the channels of a 2D convolution.
+    """
+    if x.device.type != "cpu" or x.shape[0] != 1 or math.prod(x.shape[:4]) > 20_480:
+        return conv(x)
+    taps, stride, padding = conv.kernel_size[0], conv.stride, conv.padding
+    planes = x.permute(0, 2, 3, 4, 1)
+    planes = F.pad(planes, (0, 0, 0, 0, 0, 0, padding[0], padding[0]))
+    depth = (planes.shape[1] - taps) // stride[0] + 1
+    span = (depth - 1) * stride[0] + 1
+    windows = torch.cat([planes[:, k : k + span : stride[0]] for k in range(taps)], dim=-1)
+    weight = conv.weight.transpose(1, 2).flatten(1, 2)
+    out = F.conv2d(windows[0].permute(0, 3, 1, 2), weight, None, stride[1:], padding[1:])
+    return out.transpose(0, 1)[None]
 
 
 def _check_voxels(features: Tensor, coords: Tensor) -> None:
