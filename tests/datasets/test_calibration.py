@@ -295,9 +295,7 @@ def test_real_boxes_project_onto_their_labels(kitti_sample: Path) -> None:
         calibration = Calibration.load(folder / "calib" / f"{image.stem}.txt")
         objects = read_label(folder / "label_2" / f"{image.stem}.txt")
         objects = objects[[row for row, name in enumerate(objects.type) if name != DONT_CARE]]
-        boxes = calibration.boxes_to_lidar(
-            objects.location, objects.dimensions, objects.rotation_y
-        )
+        boxes = calibration.boxes_to_lidar(objects.location, objects.dimensions, objects.rotation_y)
         found = calibration.boxes_to_image(boxes, image_size(image))
         errors.append(np.abs(found - objects.bbox).max(axis=1))
         alpha = wrap_angle(

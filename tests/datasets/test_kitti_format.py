@@ -224,6 +224,9 @@ def test_bad_sweeps(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(bytes(16 * 4))
     with pytest.raises(DataError, match=r"64 bytes is not a multiple of 20 \(5 float32"):
         read_sweep(tmp_path / "a.bin", dims=5)
+    np.save(tmp_path / "a.npy", np.zeros((8, 3)))
+    with pytest.raises(DataError, match=r"a\.npy: is a NumPy file, not raw float32"):
+        read_sweep(tmp_path / "a.npy")
     with pytest.raises(DataError, match="at least 3 values, got dims=2"):
         read_sweep(tmp_path / "a.bin", dims=2)
     with pytest.raises(DataError, match=r"points must be \(N, dims\), got \(4,\)"):

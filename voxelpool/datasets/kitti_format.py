@@ -35,6 +35,7 @@ DONT_CARE = "DontCare"
 # is not there. (width, height).
 DEFAULT_IMAGE_SIZE = (1242, 375)
 
+_OTHER_FORMATS = {b"\x93NUMPY": "NumPy", b"# .PCD": "PCD", b"ply\n": "PLY", b"LASF": "LAS"}
 _TYPES = {*CLASSES, DONT_CARE}
 _COLUMNS = (
     *("truncated", "occluded", "alpha", "left", "top", "right", "bottom"),
@@ -118,12 +119,15 @@ def read_sweep(path: str | os.PathLike[str], dims: int = 4) -> NDArray[np.float3
         (N, dims) float32, every point of the file, finite or not. (0, dims) for an empty file.
 
     Raises:
-        DataError: the file's size is not a whole number of points.
+        DataError: the file's size is not a whole number of points, or it is of another format.
         OSError: the file cannot be read.
     """
     if dims < 3:
         raise DataError(f"a point has at least 3 values, got dims={dims}")
     data = Path(path).read_bytes()
+    for start, name in _OTHER_FORMATS.items():
+        if data.startswith(start):
+            raise DataError(f"{path}: is a {name} file, not raw float32")
     if len(data) % (4 * dims):
         raise DataError(
             f"{path}: {len(data)} bytes is not a multiple of {4 * dims} ({dims} float32 per "

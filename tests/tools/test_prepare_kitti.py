@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import runpy
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).parents[2] / "tools"
+Tool = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def prepare(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tool:
+    """Runs the tool as a script would; returns exit code, stdout and stderr."""
+    monkeypatch.syspath_prepend(str(TOOLS))
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["prepare_kitti.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(TOOLS / "prepare_kitti.py"), run_name="__main__")
+        return int(stop.value.code or 0), *capsys.readouterr()
+
+    return call
+
+
+def copy_frames(source: Path, target: Path, ids: tuple[str, ...] = ("000000", "000003")) -> Path:
+    for name, suffix in (("velodyne", "bin"), ("calib", "txt"), ("label_2", "txt")):
+        (target / "training" / name).mkdir(parents=True)
+        for frame in ids:
+            path = f"training/{name}/{frame}.{suffix}"
+            shutil.copyfile(source / path, target / path)
+    (target / "ImageSets").mkdir()
+    (target / "ImageSets" / "train.txt").write_text("\n".join(ids))
+    return target
+
+
+def test_the_sample_is_usable_without_all_images(
+    prepare: Tool, kitti_sample: Path, tmp_path: Path
+) -> None:
+    code, out, err = prepare(kitti_sample, "--split", "sample", "--cache-dir", tmp_path)
+    lines = out.splitlines()
+    assert code == 0 and "34/34" in err
+    assert sum(line.startswith("warning: ") and "image_2" in line for line in lines) == 5
+    assert "training cropped sweeps: 34 written, 0 were up to date" in lines
+    assert lines[-1].endswith("usable: 34 frames, complete splits: sample; 5 warnings")
+    cached = tmp_path / "training" / "velodyne_cropped"
+    assert len(list(cached.glob("*.bin"))) == 34
+    assert (cached / "000000.bin").stat().st_size == 16 * 20_285
+    assert (
+        "0 written, 34 were up to date"
+        in prepare(kitti_sample, "--split", "sample", "--cache-dir", tmp_path)[1]
+    )
+
+
+def test_the_cache_goes_beside_the_sweeps(
+    prepare: Tool, kitti_sample: Path, tmp_path: Path
+) -> None:
+    root = copy_frames(kitti_sample, tmp_path / "kitti")
+    assert prepare(root, "--cache")[0] == 0
+    assert (root / "training" / "velodyne_cropped" / "000003.bin").is_file()
+
+
+def test_an_unusable_download_is_said_to_be_one(
+    prepare: Tool, kitti_sample: Path, tmp_path: Path
+) -> None:
+    root = copy_frames(kitti_sample, tmp_path / "kitti")
+    sweep = root / "training" / "velodyne" / "000003.bin"
+    sweep.write_bytes(sweep.read_bytes()[:-5])
+    (root / "training" / "calib" / "000000.txt").unlink()
+    code, out, _ = prepare(root)
+    assert code == 1
+    assert f"error: {root}/training/calib/000000.txt: missing" in out
+    assert f"error: {sweep}: " in out and "is not a multiple of 16" in out
+    assert out.splitlines()[-1].startswith(f"{root}: NOT usable: 2 errors")
+
+
+def test_a_missing_folder_and_a_missing_list_are_one_line(prepare: Tool, tmp_path: Path) -> None:
+    code, out, err = prepare(tmp_path / "none")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ") and "none: no such folder" in err and err.count("\n") == 1
+    code, _, err = prepare(tmp_path, "--split", "mine")
+    assert code == 1 and "mine.txt: no such split list" in err
+
+
+def test_nowhere_to_write_the_cache(prepare: Tool, kitti_sample: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, _, err = prepare(kitti_sample, "--split", "sample", "--cache-dir", tmp_path / "file")
+    assert code == 1 and "error: " in err and "file" in err
+
+
+def test_help_shows_an_example(prepare: Tool) -> None:
+    code, out, _ = prepare("--help")
+    assert code == 0 and "python tools/prepare_kitti.py data/kitti --cache" in " ".join(out.split())
