@@ -7,7 +7,7 @@ import torch
 from shapely import affinity
 from shapely.geometry import box as shapely_box
 
-from voxelpool.detection import DetectionResult, Postprocessor, decode, encode
+from voxelpool.detection import Detections, Postprocessor, decode, encode
 
 
 def logit(p):
@@ -36,7 +36,7 @@ def test_threshold_order_and_decoding(device):
     truth[:, 6] = torch.tensor([0.1, 3.0, -3.0, -1.0])
     residuals = encode(truth, anchors.cpu())[None]
     result = run(Postprocessor(score_threshold=0.3), [0.4, 0.2, 0.9, 0.31], anchors, residuals)
-    assert isinstance(result, DetectionResult) and len(result) == 3
+    assert isinstance(result, Detections) and len(result) == 3
     torch.testing.assert_close(result.boxes.cpu(), truth[[2, 0, 3]], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(result.scores.cpu(), torch.tensor([0.9, 0.4, 0.31]))
     assert result.class_ids.tolist() == [0, 0, 0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from voxelpool.detection.anchors import AnchorGenerator, AnchorSpec, flatten_maps
 from voxelpool.detection.box_coder import decode, encode
 from voxelpool.detection.losses import DetectionLoss
-from voxelpool.detection.postprocess import DetectionResult, Postprocessor
+from voxelpool.detection.postprocess import Detections, Postprocessor
 from voxelpool.detection.targets import AnchorTargets, TargetAssigner, iou_nearest, iou_standup
 
 __all__ = [
@@ -13,7 +13,7 @@ __all__ = [
     "AnchorSpec",
     "AnchorTargets",
     "DetectionLoss",
-    "DetectionResult",
+    "Detections",
     "Postprocessor",
     "TargetAssigner",
     "decode",

@@ -13,7 +13,7 @@ from voxelpool.ops import nms_rotated
 
 
 @dataclass(frozen=True)
-class DetectionResult:
+class Detections:
     """The boxes found in one frame, by descending score.
 
     Attributes:
@@ -29,11 +29,9 @@ class DetectionResult:
     def __len__(self) -> int:
         return self.boxes.shape[0]
 
-    def to(self, device: torch.device | str) -> DetectionResult:
+    def to(self, device: torch.device | str) -> Detections:
         """The same result on another device."""
-        return DetectionResult(
-            self.boxes.to(device), self.scores.to(device), self.class_ids.to(device)
-        )
+        return Detections(self.boxes.to(device), self.scores.to(device), self.class_ids.to(device))
 
 
 class Postprocessor:
@@ -80,7 +78,7 @@ class Postprocessor:
     @torch.no_grad()
     def __call__(
         self, scores: Tensor, residuals: Tensor, anchors: Tensor, class_ids: Tensor
-    ) -> list[DetectionResult]:
+    ) -> list[Detections]:
         """Find the boxes of a batch.
 
         Args:
@@ -112,11 +110,11 @@ class Postprocessor:
 
     def _frame(
         self, scores: Tensor, residuals: Tensor, anchors: Tensor, class_ids: Tensor
-    ) -> DetectionResult:
+    ) -> Detections:
         candidates = (scores >= self.score_threshold).nonzero().squeeze(1)
         candidate_classes = class_ids[candidates]
         boxes, kept_scores, kept_classes = [], [], []
-        for class_id in candidate_classes.unique().tolist():
+        for class_id in torch.unique(candidate_classes).tolist():
             rows = candidates[candidate_classes == class_id]
             order = scores[rows].argsort(descending=True, stable=True)[: self.nms_pre]
             rows = rows[order]
@@ -131,13 +129,13 @@ class Postprocessor:
             kept_scores.append(found_scores[keep])
             kept_classes.append(torch.full_like(keep, class_id))
         if not boxes:
-            return DetectionResult(
+            return Detections(
                 anchors.new_zeros(0, 7, dtype=torch.float32),
                 scores.new_zeros(0),
                 class_ids.new_zeros(0, dtype=torch.int64),
             )
         all_scores = torch.cat(kept_scores)
         order = all_scores.argsort(descending=True, stable=True)[: self.max_detections]
-        return DetectionResult(
+        return Detections(
             torch.cat(boxes)[order], all_scores[order], torch.cat(kept_classes)[order]
         )

@@ -231,17 +231,19 @@ def _conv_shape(shape: Triple, kernel: Triple, stride: Triple, padding: Triple) 
     return d, h, w
 
 
-def _convolve(conv: nn.Conv3d, x: Tensor) -> Tensor:
+def _convolve(conv: nn.Module, x: Tensor) -> Tensor:
     """``conv(x)``, also where torch's own choice of a CPU kernel is a bad one.
 
     For one frame with C * D * H up to 20,480 torch 2.13 takes a plain loop instead of oneDNN,
     some ten times slower. There the depth taps go into the channels of a 2D convolution.
     """
+    assert isinstance(conv, nn.Conv3d)
     if x.device.type != "cpu" or x.shape[0] != 1 or math.prod(x.shape[:4]) > 20_480:
-        return conv(x)
+        out: Tensor = conv(x)
+        return out
     taps, stride, padding = conv.kernel_size[0], conv.stride, conv.padding
     planes = x.permute(0, 2, 3, 4, 1)
-    planes = F.pad(planes, (0, 0, 0, 0, 0, 0, padding[0], padding[0]))
+    planes = F.pad(planes, [0, 0, 0, 0, 0, 0, int(padding[0]), int(padding[0])])
     depth = (planes.shape[1] - taps) // stride[0] + 1
     span = (depth - 1) * stride[0] + 1
     windows = torch.cat([planes[:, k : k + span : stride[0]] for k in range(taps)], dim=-1)
