@@ -115,7 +115,7 @@ def _may_touch(truth: FlatObjects, detected: FlatObjects, gt: Ints, det: Ints) -
     size_a, size_b = truth.dimensions[gt, 1:], detected.dimensions[det, 1:]
     offset = truth.location[gt][:, [0, 2]] - detected.location[det][:, [0, 2]]
     reach = (np.hypot(size_a[:, 0], size_a[:, 1]) + np.hypot(size_b[:, 0], size_b[:, 1])) / 2
-    solid: Bools = (size_a > 0).all(axis=1) & (size_b > 0).all(axis=1)
+    solid: Bools = np.all((size_a > 0) & (size_b > 0), axis=1)
     return solid & (np.hypot(offset[:, 0], offset[:, 1]) <= reach * (1 + 1e-9))
 
 

@@ -1,0 +1,161 @@
+"""Scores detections against labels as KITTI's object benchmark does."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated
+
+import _cli
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from voxelpool.datasets.kitti import KittiObjects, read_label, read_result, read_split
+from voxelpool.errors import ConfigError, DataError
+from voxelpool.evaluation import DIFFICULTIES, MIN_IOU, KittiResult, evaluate, table_rows
+from voxelpool.files import atomic_write
+
+CLASSES = ["Car", "Pedestrian", "Cyclist"]
+
+
+def main(
+    labels: Annotated[Path, typer.Option(help="folder of label files, such as label_2")],
+    results: Annotated[Path, typer.Option(help="folder of result files, one a frame")],
+    split: Annotated[
+        Path | None, typer.Option(help="list of frame ids; only these are evaluated")
+    ] = None,
+    classes: Annotated[
+        list[str], typer.Option(metavar="CLASS...", help="what to evaluate")
+    ] = CLASSES,
+    min_iou: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CLASS=IOU...", help="overlap that a match must exceed"),
+    ] = None,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="also write average precision to this file")
+    ] = None,
+) -> None:
+    """Computes average precision (2D, bird's-eye view, 3D) and orientation similarity (AOS).
+
+    Frames with a result file are evaluated, so that a frame without detections needs an empty one.
+    By default a match must exceed an overlap of 0.7 for Car and 0.5 for Pedestrian and Cyclist.
+
+    Example: python tools/evaluate.py --labels data/kitti/training/label_2 --results detections
+    --split data/kitti/ImageSets/val.txt --classes Car Cyclist --min-iou Car=0.5 --json ap.json
+    """
+    overlaps = parse_min_iou(min_iou or [])
+    truth, found = read_frames(labels, results, split)
+    report(evaluate(truth, found, classes, overlaps), classes, overlaps, json_out)
+
+
+def report(
+    result: KittiResult,
+    classes: Sequence[str],
+    min_iou: Mapping[str, float],
+    json_out: Path | None,
+) -> None:
+    """Prints the table and writes the JSON file."""
+    _cli.console.print(ap_table(result, min_iou))
+    absent = [name for name in classes if name not in result.curves]
+    if absent:
+        _cli.console.print(f"not evaluated, as never detected: {', '.join(absent)}")
+    if json_out is not None:
+        with atomic_write(json_out) as file:
+            json.dump(result.to_dict(), file, indent=2)
+            file.write("\n")
+        _cli.console.print(str(json_out))
+
+
+def ap_table(result: KittiResult, min_iou: Mapping[str, float]) -> Table:
+    """Average precision in percent, a row for each class and metric."""
+    frames = f"{result.num_frames} frame{'s' if result.num_frames != 1 else ''}"
+    table = Table(
+        title=f"average precision, %, {frames}",
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+        show_edge=False,
+    )
+    for heading in ("class", "IoU >", "metric"):
+        table.add_column(heading, no_wrap=True)
+    for recall in ("R40", "R11"):
+        for difficulty in DIFFICULTIES:
+            table.add_column(f"{recall}\n{difficulty}", justify="right", no_wrap=True)
+    for name, rows in groupby(table_rows(result), key=lambda row: row.class_name):
+        heading = (name, f"{min_iou.get(name, MIN_IOU[name]):g}")
+        for row in rows:
+            values = (f"{value:.2f}" for value in (*row.r40, *row.r11))
+            table.add_row(*heading, row.metric.upper(), *values)
+            heading = ("", "")
+        table.add_section()
+    return table
+
+
+def read_frames(
+    labels: Path, results: Path, split: Path | None
+) -> tuple[list[KittiObjects], list[KittiObjects]]:
+    """Reads the label and the result of every frame that has a result file."""
+    for option, folder in (("--labels", labels), ("--results", results)):
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder ({option})")
+    present = {path.stem for path in results.glob("*.txt")}
+    wanted = sorted(present) if split is None else read_split(split)
+    names = [name for name in wanted if name in present]
+    if not names:
+        which = "" if split is None else f" of a frame of {split}"
+        raise DataError(f"{results}: holds no result file{which}")
+    if len(names) < len(wanted):
+        missing = next(name for name in wanted if name not in present)
+        _cli.warn(
+            f"{results}: {len(wanted) - len(names)} of the {len(wanted)} frames of {split} have no "
+            f"result file and do not count, the first is {missing}.txt"
+        )
+    without = [name for name in names if not (labels / f"{name}.txt").is_file()]
+    if without:
+        raise DataError(
+            f"{labels / without[0]}.txt: no such label file, but {results / without[0]}.txt is a "
+            f"result ({len(without)} of {len(names)} results have no label)"
+        )
+    truth, found = [], []
+    for name in _cli.progress(names, "reading"):
+        truth.append(read_label(labels / f"{name}.txt"))
+        found.append(read_result(results / f"{name}.txt"))
+    return truth, found
+
+
+def parse_min_iou(settings: Sequence[str]) -> dict[str, float]:
+    """{"Car": 0.5} from ["Car=0.5"]."""
+    overlaps = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        try:
+            overlaps[name] = float(value)
+        except ValueError:
+            raise ConfigError(
+                f"--min-iou takes CLASS=IOU, such as Car=0.5, got {setting!r}"
+            ) from None
+    return overlaps
+
+
+def repeat_options(arguments: Sequence[str], options: Sequence[str]) -> list[str]:
+    """Lets an option take several values: "--classes Car Van" is "--classes Car --classes Van"."""
+    spread: list[str] = []
+    option, first = None, False
+    for argument in arguments:
+        if argument.startswith("-"):
+            option, first = (argument if argument in options else None), True
+        elif option is not None and not first:
+            spread.append(option)
+        elif option is not None:
+            first = False
+        spread.append(argument)
+    return spread
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = repeat_options(sys.argv[1:], ("--classes", "--min-iou"))
+    _cli.run(main)
