@@ -121,6 +121,15 @@ def test_every_real_frame_is_read(kitti_sample: Path) -> None:
     assert with_image == 29
 
 
+def test_testing_frames_have_no_labels(kitti_sample: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("000000\n")
+    dataset = KittiDataset(kitti_sample, tmp_path / "one.txt", folder="testing")
+    frame = dataset[0]
+    assert frame.objects is None and frame.boxes.shape == (0, 7) and len(frame.points) > 10_000
+    with pytest.raises(DataError, match=r"testing/velodyne: 7517 of the 7518 frames"):
+        KittiDataset(kitti_sample, "test")
+
+
 def test_a_frame_holds_what_its_files_say(root: Path) -> None:
     frame = KittiDataset(root, "train")[0]
     assert frame.frame_id == "000000"

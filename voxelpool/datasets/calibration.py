@@ -139,7 +139,7 @@ class Calibration:
     @cached_property
     def _backward(self) -> Float:
         """(4, 4) rectified camera to LiDAR."""
-        return np.linalg.inv(self._forward)
+        return np.asarray(np.linalg.inv(self._forward), np.float64)
 
     @cached_property
     def _to_image(self) -> Float:

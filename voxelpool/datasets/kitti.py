@@ -175,7 +175,7 @@ def results_from_boxes(
     rows = np.flatnonzero((bbox[:, 2] > bbox[:, 0]) & (bbox[:, 3] > bbox[:, 1]))
     location, dimensions, rotation_y = calibration.boxes_to_camera(boxes[rows])
     return KittiObjects(
-        [names[row] for row in rows],
+        [names[row] for row in rows.tolist()],
         np.full(len(rows), -1.0),
         np.full(len(rows), -1),
         wrap_angle(rotation_y - np.arctan2(location[:, 0], location[:, 2])).round(4),
