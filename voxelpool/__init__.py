@@ -1,7 +1,7 @@
 """Voxel pooling and VoxelNet 3D detection for LiDAR sweeps, in PyTorch.
 
-Importing this package imports nothing else: its parts (``voxelpool.ops``, ``voxelpool.structures``, …)
-load when they are first used.
+Importing this package imports nothing else: its parts (``voxelpool.ops``, ``voxelpool.structures``
+and the others) load when they are first used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is installed, what was compiled and what runs: the first thing to look at when something fails."""
+"""What is installed, what was compiled and what runs: look here first when something fails."""
 
 from __future__ import annotations
 

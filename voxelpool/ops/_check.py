@@ -1,4 +1,4 @@
-"""Checks of what callers hand to the ops; each message names the argument, what it is and should be."""
+"""Checks of what callers hand to the ops; a message names what it is and what it should be."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Registration of the ops with ``torch.library``, so that autograd, compilation and export know them."""
+"""Registration of the ops with ``torch.library``: autograd, compilation and export know them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def register(
     """Defines ``voxelpool::<schema>`` and returns the op.
 
     Args:
-        schema: name and signature; sizes are SymInt, and nothing is mutated. The first argument is a
-            tensor, and its device decides which implementation runs.
+        schema: name and signature; sizes are SymInt, and nothing is mutated. The first argument is
+            a tensor, and its device decides which implementation runs.
         native: calls the compiled kernels; runs on CPU and CUDA where they can.
         reference: pure PyTorch; runs everywhere else.
         fake: shapes and dtypes of the results without data.

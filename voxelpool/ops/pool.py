@@ -27,12 +27,12 @@ def segment_max(src: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         src: (M, C) rows sorted by group: float16, bfloat16, float32, float64, int8, uint8, int16,
             int32 or int64.
         offsets: (K + 1,) integers from 0 up to M: group k is rows ``offsets[k]`` to
-            ``offsets[k + 1]``. On CUDA their values are not checked (it would stall the device); rows
-            out of range are then ignored.
+            ``offsets[k + 1]``. On CUDA their values are not checked (it would stall the device);
+            rows out of range are then ignored.
 
     Returns:
-        ``out`` (K, C) in the dtype of ``src``, and ``arg`` (K, C) int64, the row in ``src`` that each
-        value came from. The gradient goes to that row alone.
+        ``out`` (K, C) in the dtype of ``src``, and ``arg`` (K, C) int64, the row in ``src`` that
+        each value came from. The gradient goes to that row alone.
 
     Raises:
         TypeError: not a tensor, or a dtype other than those above.
@@ -70,7 +70,7 @@ def _checked(src: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     return src, offsets.long()
 
 
-# --- native ---------------------------------------------------------------------------------------
+# --- native --------------------------------------------------------------------------------------
 
 
 def _shape(offsets: Tensor, rows: int, channels: int) -> tuple[Tensor, int, int, int]:
@@ -114,7 +114,7 @@ def _native_place(src: Tensor, arg: Tensor, offsets: Tensor, rows: int) -> Tenso
     return out
 
 
-# --- registration ----------------------------------------------------------------------------------
+# --- registration --------------------------------------------------------------------------------
 
 
 def _fake_reduce(src: Tensor, offsets: Tensor) -> Tensor:

@@ -28,12 +28,12 @@ def voxelize(
 ) -> Voxels:
     """Groups points by the cell of ``grid`` they lie in.
 
-    A point lies in cell floor((p - low) / size), computed in float32, if low <= p < high on each axis;
-    a quotient that rounds up to the number of cells counts to the last one. Other points, and those
-    with a NaN or infinite coordinate, are dropped. Where there are more than ``max_points`` in a
-    voxel or ``max_voxels`` in a frame, a uniform random sample without replacement stays; it depends
-    on ``seed`` and the frame alone, not on the batch that the frame comes in, the device or the
-    number of threads.
+    A point lies in cell floor((p - low) / size), computed in float32, if low <= p < high on each
+    axis; a quotient that rounds up to the number of cells counts to the last one. Other points, and
+    those with a NaN or infinite coordinate, are dropped. Where there are more than ``max_points``
+    in a voxel or ``max_voxels`` in a frame, a uniform random sample without replacement stays; it
+    depends on ``seed`` and the frame alone, not on the batch that the frame comes in, the device or
+    the number of threads.
 
     Args:
         points: (N, 3 or more) float32, metres; x, y, z first.
@@ -86,8 +86,8 @@ def _check_points(points: Tensor) -> None:
     _check.tensor("points", points)
     if points.dtype != torch.float32:
         raise TypeError(
-            f"points must be float32, got {points.dtype}: pass points.float() (cells are computed in "
-            "float32, so that every device agrees)"
+            f"points must be float32, got {points.dtype}: pass points.float() (cells are computed "
+            "in float32, so that every device agrees)"
         )
     if points.dim() != 2 or points.shape[1] < 3:
         raise ValueError(
@@ -107,7 +107,7 @@ def _check_sizes(batch_size: int, grid: VoxelGrid, seed: int) -> None:
         raise ValueError(f"seed must fit into 64 bits, got {seed}")
 
 
-# --- native ---------------------------------------------------------------------------------------
+# --- native --------------------------------------------------------------------------------------
 
 
 def _native_voxelize(
@@ -196,7 +196,7 @@ def _random_cuda(seed: int, salt: int, index: Tensor) -> Tensor:
     return out
 
 
-# --- registration ----------------------------------------------------------------------------------
+# --- registration --------------------------------------------------------------------------------
 
 
 def _fake_voxelize(points: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Reductions over sorted groups of rows in pure PyTorch; the rules are those of ``voxelpool.ops.pool``."""
+"""Reductions over sorted groups of rows in pure PyTorch, by the rules of ``voxelpool.ops.pool``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def check_offsets(offsets: Tensor, rows: int) -> None:
         )
     if int(offsets[-1]) != rows:
         raise ValueError(
-            f"offsets[{len(offsets) - 1}] is {int(offsets[-1])}, expected {rows}, the number of rows"
+            f"offsets[{len(offsets) - 1}] is {int(offsets[-1])}, expected {rows}, "
+            "the number of rows"
         )
 
 

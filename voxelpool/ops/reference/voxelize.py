@@ -51,7 +51,7 @@ def point_keys(
     voxel_size: Sequence[float],
     grid_shape: Sequence[int],
 ) -> Tensor:
-    """(N,) int64: the number of each point's cell, or the number of all cells where it is dropped."""
+    """(N,) int64: the number of each point's cell, or of all cells where the point is dropped."""
     depth, height, width = grid_shape
     per_frame = depth * height * width
     low, high = (
@@ -131,7 +131,7 @@ def _rank_in_run(group: Tensor) -> Tensor:
 
 
 def _smallest(group: Tensor, number: Tensor, most: int) -> Tensor:
-    """(N,) bool: the entries with the ``most`` smallest numbers of each group; ``group`` ascends."""
+    """(N,) bool: entries with the ``most`` smallest numbers of each group; ``group`` ascends."""
     order = torch.sort(number, stable=True).indices
     order = order[torch.sort(group[order], stable=True).indices]
     return torch.empty_like(group, dtype=torch.bool).scatter(0, order, _rank_in_run(group) < most)
