@@ -193,7 +193,7 @@ class LossConfig(_Block):
     smooth_l1_beta: PositiveFloat = 1.0 / 9.0
     """Where SmoothL1 turns from square to linear; the paper is silent, this is SECOND's."""
     matching_iou: Literal["nearest", "rotated", "standup"] = "nearest"
-    """IoU that matches anchors to boxes: boxes snapped to the nearest axis, exact, or their hulls."""
+    """IoU of anchors and boxes: of boxes turned to the nearest axis, exact, or of their hulls."""
 
 
 class PostprocessConfig(_Block):

@@ -41,6 +41,7 @@ class Voxels:
 
     @property
     def device(self) -> torch.device:
+        """Where the tensors are."""
         return self.coords.device
 
     def counts(self) -> Tensor:

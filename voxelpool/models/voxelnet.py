@@ -1,0 +1,153 @@
+"""VoxelNet (Zhou and Tuzel, CVPR 2018): sweeps in, boxes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from voxelpool.config import Config
+from voxelpool.detection import (
+    AnchorGenerator,
+    AnchorSpec,
+    DetectionLoss,
+    Detections,
+    Postprocessor,
+    TargetAssigner,
+    flatten_maps,
+)
+from voxelpool.nn import RPN, VFE, DenseMiddle, point_features
+from voxelpool.ops import voxelize
+
+
+class VoxelNet(nn.Module):
+    """The whole network: voxelization, VFE stack, middle layers, RPN.
+
+    Args:
+        config: the configuration; `voxelpool.config.Config`.
+        point_dims: columns of a point: x, y, z and features (KITTI: reflectance).
+    """
+
+    anchors: Tensor
+    anchor_classes: Tensor
+
+    def __init__(self, config: Config, point_dims: int = 4) -> None:
+        super().__init__()
+        self.config = config
+        self.point_dims = point_dims
+        self.grid = config.grid.to_grid()
+        depth, height, width = self.grid.shape
+        self.vfe = VFE(point_dims + 3, config.vfe.channels, config.vfe.out_channels)
+        self.middle = DenseMiddle(
+            config.vfe.out_channels, config.middle.channels, grid_shape=(depth, height, width)
+        )
+        specs = [
+            AnchorSpec(
+                class_name=anchor.class_name,
+                size=anchor.size,
+                z_center=anchor.z_center,
+                rotations=anchor.rotations,
+                matched_threshold=anchor.matched_threshold,
+                unmatched_threshold=anchor.unmatched_threshold,
+            )
+            for anchor in config.anchors
+        ]
+        self.rpn = RPN(
+            self.middle.out_channels,
+            layers=config.rpn.layers,
+            strides=config.rpn.strides,
+            channels=config.rpn.channels,
+            upsample_channels=config.rpn.upsample_channels,
+            anchors_per_location=sum(len(spec.rotations) for spec in specs),
+            input_size=(height, width),
+        )
+        generator = AnchorGenerator(specs, self.grid.range, self.rpn.output_size(height, width))
+        self.register_buffer("anchors", generator.anchors(), persistent=False)
+        self.register_buffer("anchor_classes", generator.class_ids(), persistent=False)
+        self.assign_targets = TargetAssigner(generator, iou=config.loss.matching_iou)
+        self.detection_loss = DetectionLoss(
+            positive_weight=config.loss.positive_weight,
+            negative_weight=config.loss.negative_weight,
+            residual_weight=config.loss.residual_weight,
+            smooth_l1_beta=config.loss.smooth_l1_beta,
+        )
+        self.postprocess = Postprocessor(
+            score_threshold=config.postprocess.score_threshold,
+            nms_iou=config.postprocess.nms_iou,
+            nms_pre=config.postprocess.nms_pre,
+            max_detections=config.postprocess.max_detections,
+        )
+
+    def forward(
+        self, points: Tensor, batch: Tensor | None = None, batch_size: int = 1, *, seed: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Predicts a score and a residual for every anchor.
+
+        Args:
+            points: (N, point_dims) float32, metres, LiDAR frame.
+            batch: (N,) integer, the sweep of each point; None: one sweep.
+            batch_size: B.
+            seed: decides which points a full voxel keeps.
+
+        Returns:
+            scores: (B, N) logits of the N anchors.
+            residuals: (B, N, 7).
+
+        Raises:
+            ValueError: points of another width.
+        """
+        if points.dim() != 2 or points.shape[1] != self.point_dims:
+            raise ValueError(
+                f"points must have shape (N, {self.point_dims}), got {tuple(points.shape)}"
+            )
+        voxels = voxelize(
+            points,
+            self.grid,
+            batch=batch,
+            batch_size=batch_size,
+            max_points=self.config.vfe.max_points,
+            max_voxels=self.config.vfe.max_voxels,
+            seed=seed,
+        )
+        features = self.vfe(point_features(points, voxels), voxels)
+        score_map, residual_map = self.rpn(self.middle(features, voxels.coords, batch_size))
+        return flatten_maps(score_map, residual_map)
+
+    def loss(
+        self,
+        scores: Tensor,
+        residuals: Tensor,
+        boxes: Sequence[Tensor],
+        classes: Sequence[Tensor],
+    ) -> dict[str, Tensor]:
+        """The loss of a batch and its parts.
+
+        Args:
+            scores: (B, N) logits.
+            residuals: (B, N, 7).
+            boxes: for each sweep (n, 7), the objects in it.
+            classes: for each sweep (n,) int64, rows of ``config.classes``.
+
+        Returns:
+            "loss" and its weighted parts, scalars.
+        """
+        return self.detection_loss(
+            scores, residuals, self.assign_targets(self.anchors, boxes, classes)
+        )
+
+    @torch.no_grad()
+    def detect(
+        self, points: Tensor, batch: Tensor | None = None, batch_size: int = 1, *, seed: int = 0
+    ) -> list[Detections]:
+        """Finds objects; arguments as `forward`, one result a sweep.
+
+        A sweep gives the same boxes alone and in any batch, up to rounding in the convolutions.
+        """
+        scores, residuals = self(points, batch, batch_size, seed=seed)
+        return self.postprocess(scores, residuals, self.anchors, self.anchor_classes)
+
+
+def build_detector(config: Config) -> VoxelNet:
+    """The detector that a configuration names."""
+    return VoxelNet(config)

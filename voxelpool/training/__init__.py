@@ -1,0 +1,18 @@
+"""Training: batches, the Lightning module, runs and their folders."""
+
+from voxelpool.training.data import SweepBatch, SweepData, collate
+from voxelpool.training.module import DetectorModule
+from voxelpool.training.results import result_objects
+from voxelpool.training.run import Run, find_run, fit, new_run
+
+__all__ = [
+    "DetectorModule",
+    "Run",
+    "SweepBatch",
+    "SweepData",
+    "collate",
+    "find_run",
+    "fit",
+    "new_run",
+    "result_objects",
+]

@@ -1,0 +1,53 @@
+"""From detections in the LiDAR frame to KITTI's results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+from torch.utils.data import DataLoader
+
+from voxelpool.datasets.kitti import Frame, KittiDataset, KittiObjects, results_from_boxes
+from voxelpool.detection import Detections
+from voxelpool.models import VoxelNet
+from voxelpool.training.data import collate
+
+
+def result_objects(found: Detections, frame: Frame, classes: Sequence[str]) -> KittiObjects:
+    """The detections of a frame as KITTI writes them; what lies outside its image is left out.
+
+    Args:
+        found: boxes, scores and rows of ``classes``.
+        frame: the frame that they were found in; its calibration and image size are used.
+        classes: names of the classes.
+    """
+    return results_from_boxes(
+        found.boxes.double().cpu().numpy(),
+        found.scores.double().cpu().numpy(),
+        [classes[row] for row in found.class_ids.tolist()],
+        frame.calibration,
+        frame.image_size,
+    )
+
+
+def detect_frames(
+    detector: VoxelNet, frames: KittiDataset, *, num_workers: int = 1
+) -> Iterator[tuple[Frame, KittiObjects]]:
+    """Detects in one frame after the other.
+
+    Args:
+        detector: in evaluation mode; its device is used.
+        frames: a split.
+        num_workers: processes that read ahead.
+
+    Yields:
+        Each frame and what was found in it.
+    """
+    classes = detector.config.classes
+    loader = DataLoader(
+        frames, num_workers=num_workers, collate_fn=partial(collate, classes=classes)
+    )
+    for batch in loader:
+        batch = batch.to(detector.anchors.device)
+        (found,) = detector.detect(batch.points, batch.batch, batch.batch_size)
+        yield batch.frames[0], result_objects(found, batch.frames[0], classes)
