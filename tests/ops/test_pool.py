@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -26,7 +27,7 @@ def loop_extreme(src: torch.Tensor, offsets: list[int], name: str):
     rows, channels = src.shape
     values = src.tolist()
     outs, args = [], []
-    for begin, end in zip(offsets[:-1], offsets[1:], strict=True):
+    for begin, end in itertools.pairwise(offsets):
         out, arg = [0] * channels, [rows] * channels
         for c in range(channels):
             for row in range(begin, end):
@@ -53,7 +54,7 @@ def loop_sum(src: torch.Tensor, offsets: list[int], mean: bool) -> torch.Tensor:
     else:
         wide = torch.float64 if src.dtype == torch.float64 else torch.float32
     out = torch.zeros((len(offsets) - 1, src.shape[1]), dtype=wide)
-    for k, (begin, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+    for k, (begin, end) in enumerate(itertools.pairwise(offsets)):
         for row in range(begin, end):
             out[k] = out[k] + src[row].to(wide)
         if mean and end > begin:
@@ -240,7 +241,7 @@ def test_any_groups(counts, channels, seed):
     assert_same(segment_sum(src, offsets), loop_sum(src, offsets.tolist(), False))
 
 
-# --- gradients -------------------------------------------------------------------------------------
+# --- gradients -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", REDUCTIONS)
@@ -278,10 +279,12 @@ def test_gradient_equals_the_reference(name, dtype, device):
         result = getattr(module, f"segment_{name}")(x, offsets)
         (result[0] if isinstance(result, tuple) else result).backward(upstream)
         grads.append(x.grad)
-    torch.testing.assert_close(grads[0], grads[1], rtol=1e-2 if dtype in FLOATS[:2] else 1e-6, atol=0)
+    torch.testing.assert_close(
+        grads[0], grads[1], rtol=1e-2 if dtype in FLOATS[:2] else 1e-6, atol=0
+    )
 
 
-# --- torch.library -----------------------------------------------------------------------------------
+# --- torch.library -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", REDUCTIONS)
@@ -322,7 +325,7 @@ def test_compiles_without_a_graph_break(dynamic, device):
         torch.testing.assert_close(b.grad, a.grad)
 
 
-# --- errors ------------------------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
