@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import typer
@@ -76,12 +75,6 @@ def progress_bar() -> Iterator[Progress]:
     )
     with Progress(*columns, console=_stderr) as bar:
         yield bar
-
-
-def refuse_overwrite(path: Path, overwrite: bool) -> None:
-    """Raises FileExistsError if ``path`` is there and may not be replaced."""
-    if path.exists() and not overwrite:
-        raise FileExistsError(17, "already exists; pass --overwrite to replace it", str(path))
 
 
 def _one_line(error: BaseException) -> str:

@@ -27,7 +27,8 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
 
     Args:
         path: the file to write; its folder must exist. An existing file is replaced only at the
-            end, so a failure (a full disk, an exception, a kill) leaves it untouched.
+            end, so a failure (a full disk, an exception, a kill) leaves it untouched. Bytes are
+            not forced to the disk: after a power cut the file may be short.
         mode: "w" for text (UTF-8) or "wb" for bytes.
 
     Yields:
@@ -45,8 +46,6 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
             temporary, mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8"
         ) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
         with suppress(OSError):
