@@ -1,0 +1,102 @@
+"""The assembled VoxelNet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from voxelpool.config import Config, load_config
+from voxelpool.models import VoxelNet, build_detector
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def some_points(count: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    low, high = torch.tensor([0, -12.8, -2, 0]), torch.tensor([25.6, 12.8, 0.5, 1])
+    return low + (high - low) * torch.rand(count, 4, generator=generator)
+
+
+@pytest.fixture
+def detector(tiny_config: Config) -> VoxelNet:
+    torch.manual_seed(0)
+    return build_detector(tiny_config)
+
+
+@pytest.mark.parametrize(
+    ("name", "anchors"), [("car", 70_400), ("pedestrian", 96_000), ("cyclist", 96_000)]
+)
+def test_paper_size(name: str, anchors: int) -> None:
+    """Facts 1.5: 6.67 M convolution and linear weights; 70,400 and 96,000 anchors."""
+    detector = build_detector(load_config(CONFIGS / f"voxelnet_{name}.yaml"))
+    assert detector.anchors.view(-1, 7).shape == (anchors, 7)
+    layers = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Conv3d, torch.nn.ConvTranspose2d)
+    weights = sum(m.weight.numel() for m in detector.modules() if isinstance(m, layers))
+    assert weights == pytest.approx(6.67e6, rel=2e-3)
+
+
+def test_every_parameter_gets_a_gradient(detector: VoxelNet) -> None:
+    points = some_points(3000)
+    scores, residuals = detector(points)
+    box = torch.tensor([[10.0, 0.0, -0.9, 3.9, 1.6, 1.5, 0.1]])
+    loss = detector.loss(scores, residuals, [box], [torch.zeros(1, dtype=torch.int64)])
+    assert loss["num_positive"] > 0
+    loss["loss"].backward()
+    for name, parameter in detector.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_a_sweep_gives_the_same_alone_and_in_a_batch(detector: VoxelNet) -> None:
+    detector.eval()
+    sweeps = [some_points(2000, seed) for seed in range(3)]
+    sweeps[1] = sweeps[1][:0]
+    sizes = torch.tensor([len(sweep) for sweep in sweeps])
+    batch = torch.repeat_interleave(torch.arange(3), sizes)
+    together = detector(torch.cat(sweeps), batch, 3)
+    for row, sweep in enumerate(sweeps):
+        alone = detector(sweep)
+        for one, other in zip(alone, together, strict=True):
+            torch.testing.assert_close(one[0], other[row], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "points",
+    [some_points(0), some_points(500) + 1000, torch.full((20, 4), torch.nan), some_points(1)],
+    ids=["no points", "all out of range", "all NaN", "one point"],
+)
+def test_odd_sweeps_pass_through_training_and_detection(
+    detector: VoxelNet, points: torch.Tensor
+) -> None:
+    scores, residuals = detector(points)
+    loss = detector.loss(
+        scores, residuals, [torch.zeros(0, 7)], [torch.zeros(0, dtype=torch.int64)]
+    )
+    loss["loss"].backward()
+    assert torch.isfinite(loss["loss"])
+    for name, parameter in detector.named_parameters():
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all(), name
+    found = detector.eval().detect(points)
+    assert len(found) == 1 and found[0].boxes.shape[1] == 7
+
+
+def test_nan_points_change_nothing(detector: VoxelNet) -> None:
+    detector.eval()
+    points = some_points(1000)
+    spoilt = torch.cat([points, torch.full((10, 4), torch.nan)])
+    for one, other in zip(detector(points), detector(spoilt), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_seed_decides_which_points_a_full_voxel_keeps(detector: VoxelNet) -> None:
+    detector.eval()
+    crowded = some_points(20_000)
+    first, second, other = (detector(crowded, seed=seed)[0] for seed in (0, 0, 1))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_points_of_another_width_are_refused(detector: VoxelNet) -> None:
+    with pytest.raises(ValueError, match=r"\(N, 4\), got \(10, 5\)"):
+        detector(torch.zeros(10, 5))
