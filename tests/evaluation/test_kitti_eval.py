@@ -186,6 +186,27 @@ def test_standard_minimum_overlaps(name, shift, hit):
         assert slots(result, name, metric) == [hit, 0, 0]
 
 
+def test_boxes_that_share_little_still_match_at_a_low_minimum():
+    # f = .9: .1 / 1.9 = .053. Crossed at right angles, 2.4 m apart:
+    # .4 x 1.6 m of 2 x 6.4 m^2: .64 / 12.16 = .053.
+    along = obj("Car", shift=0.9)
+    across = obj("Car", location=[2.4, 1.6, 20.0], rotation_y=math.pi / 2, bbox=along["bbox"])
+    for det in (along, across):
+        result = run(([obj("Car")], [det]), min_iou={"Car": 0.05})
+        for metric in DETECTION_METRICS:
+            assert slots(result, metric=metric) == [1, 0, 0]
+        result = run(([obj("Car")], [det]), min_iou={"Car": 0.054})
+        for metric in DETECTION_METRICS:
+            assert slots(result, metric=metric) == [0, 0, 0]
+
+
+def test_last_score_is_always_a_threshold():
+    # 3 of 80 found: kept are recall 1/80 and 2/80 (steps 0 and 2/80). At 3/80 the step is 4/80, and
+    # only the next score, if there were one, would come closer.
+    frames = [([obj("Car")], [obj("Car", score=i / 10)] if i < 3 else []) for i in range(80)]
+    assert slots(run(*frames)) == [1, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("height", "counted"),
     [(25.0, (0, 0, 0)), (25.01, (0, 1, 1)), (40.0, (0, 1, 1)), (40.01, (1, 1, 1))],

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voxelpool.evaluation import evaluate
+from voxelpool.evaluation import evaluate, overlaps
+from voxelpool.evaluation.matching import score_thresholds
 
 NEIGHBOUR = {"Car": "Van", "Pedestrian": "Person_sitting", "Cyclist": None}
 MIN_IOU = {"Car": 0.7, "Pedestrian": 0.5, "Cyclist": 0.5}
@@ -367,6 +368,21 @@ def test_more_true_positives_than_recall_slots():
         results.append(dets)
     expected = assert_same(labels, results, dict.fromkeys(MIN_IOU, 0.3))
     assert np.count_nonzero(expected["Car"]["2d"][2]) > 35
+
+
+@pytest.mark.parametrize("found", [1, 2, 3, 10, 30, None])
+def test_thresholds_for_every_number_of_objects(found):
+    # None: all are found. Ties between the two neighbours of a recall step are decided in double.
+    for total in range(found or 1, 400):
+        scores = [i / 1000 for i in range(found or total)]
+        assert score_thresholds(np.array(scores), total).tolist() == walk(scores, total)
+        assert len(walk(scores, total)) <= 41
+
+
+def test_pairs_are_worked_off_in_portions(monkeypatch):
+    monkeypatch.setattr(overlaps, "_PAIRS_AT_ONCE", 5)
+    labels, results = random_set(random.Random(8), 10, crowded=True)
+    assert_same(labels, results)
 
 
 @given(st.randoms(use_true_random=False), st.integers(1, 4), st.booleans())
