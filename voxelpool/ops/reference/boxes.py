@@ -22,8 +22,8 @@ _HALF_PI = (1.5707963267341256, 6.077100506303966e-11, 2.0222662487959506e-21)
 _REDUCE_ABOVE = 1e5
 _SIN = tuple((-1) ** i / math.factorial(2 * i + 1) for i in range(8, 0, -1))
 _COS = tuple((-1) ** i / math.factorial(2 * i) for i in range(9, 1, -1))
-# Pairs computed at a time: bounds the memory of the temporaries to some tens of MB.
-_PAIRS_PER_BLOCK = 1 << 18
+# Pairs computed at a time: keeps the temporaries in a processor's cache.
+_PAIRS_PER_BLOCK = 1 << 16
 
 # Columns of a prepared box, see prepare().
 _X, _Y, _Z, _HX, _HY, _HZ, _COSINE, _SINE, _AREA, _VOLUME, _RADIUS = range(11)
@@ -124,6 +124,13 @@ def _edge_integral(
     return torch.where(dx == 0, 0.0, (right - left) * mean)
 
 
+def _near(a: Tensor, b: Tensor) -> Tensor:
+    """Whether the circles around BEV rectangles overlap; arguments as of overlap_area()."""
+    dx, dy = b[..., _X] - a[..., _X], b[..., _Y] - a[..., _Y]
+    reach = a[..., _RADIUS] + b[..., _RADIUS]
+    return dx * dx + dy * dy < reach * reach
+
+
 def overlap_area(a: Tensor, b: Tensor) -> Tensor:
     """Area of the intersection of BEV rectangles, m^2.
 
@@ -137,8 +144,7 @@ def overlap_area(a: Tensor, b: Tensor) -> Tensor:
     ahx, ahy, ac, as_ = a[..., _HX], a[..., _HY], a[..., _COSINE], a[..., _SINE]
     bhx, bhy, bc, bs = b[..., _HX], b[..., _HY], b[..., _COSINE], b[..., _SINE]
     dx, dy = b[..., _X] - a[..., _X], b[..., _Y] - a[..., _Y]
-    reach = a[..., _RADIUS] + b[..., _RADIUS]
-    far = ~(dx * dx + dy * dy < reach * reach)
+    far = ~_near(a, b)
     cx, cy = dx * ac + dy * as_, dy * ac - dx * as_
     cos, sin = ac * bc + as_ * bs, ac * bs - as_ * bc
     ux, uy, vx, vy = cos * bhx, sin * bhx, -(sin * bhy), cos * bhy
@@ -194,11 +200,12 @@ def boxes_iou(a: Tensor, b: Tensor, volume: bool, dtype: torch.dtype) -> Tensor:
         (N, M).
     """
     pa, pb = prepare(a), prepare(b)
-    out = torch.empty(len(a), len(b), dtype=dtype, device=a.device)
+    out = torch.zeros(len(a), len(b), dtype=dtype, device=a.device)
     step = max(1, _PAIRS_PER_BLOCK // max(1, len(b)))
     for start in range(0, len(a), step):
-        rows = pa[start : start + step, None, :]
-        out[start : start + step] = iou(rows, pb[None], volume=volume).to(dtype)
+        rows = pa[start : start + step]
+        i, j = _near(rows[:, None], pb[None]).nonzero(as_tuple=True)
+        out[start + i, j] = iou(rows[i], pb[j], volume=volume).to(dtype)
     return out
 
 
@@ -218,8 +225,11 @@ def nms(boxes: Tensor, iou_threshold: float) -> Tensor:
     while len(candidates):
         first, rest = candidates[0], candidates[1:]
         keep[first] = True
-        overlap = iou(prepared[first], prepared[rest], volume=False)
-        candidates = rest[overlap <= iou_threshold]
+        near = _near(prepared[first], prepared[rest]).nonzero().squeeze(1)
+        overlap = iou(prepared[first], prepared[rest[near]], volume=False)
+        alive = torch.ones_like(rest, dtype=torch.bool)
+        alive[near] = overlap <= iou_threshold
+        candidates = rest[alive]
     return keep
 
 
