@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voxelpool.detection import decode, encode
@@ -30,6 +30,7 @@ def box_strategy(start, end):
     return st.tuples(centre, centre, centre, size, size, size, st.floats(start, end))
 
 
+@settings(deadline=None)
 @given(
     box=box_strategy(-math.pi, math.nextafter(math.pi, 0)),
     anchor=box_strategy(-math.pi, math.pi),

@@ -51,6 +51,21 @@ def test_weights():
     assert parts["residual"].item() == pytest.approx(4 * 7 * 0.5)
 
 
+def test_sine_is_blind_to_half_turns_alone():
+    residuals = torch.zeros(1, 1, 7)
+    targets = make_targets([[1]])
+    loss = DetectionLoss(smooth_l1_beta=0.1, angle="sine")
+    for error in (0.0, 0.05, 0.7, -2.0, math.pi, math.pi + 0.3, -math.pi):
+        residuals[0, 0, 6] = error
+        sine = abs(math.sin(error))
+        expected = 5 * sine**2 if sine < 0.1 else sine - 0.05
+        part = loss(torch.zeros(1, 1), residuals, targets)["residual"]
+        assert part.item() == pytest.approx(expected, abs=1e-6)
+    residuals[0, 0] = 2.0
+    part = loss(torch.zeros(1, 1), residuals, targets)["residual"]
+    assert part.item() == pytest.approx(6 * 1.95 + math.sin(2) - 0.05, rel=1e-6)
+
+
 def test_gradients():
     """Of the cross entropies p - 1 and p over their counts; none for an ignored anchor."""
     scores = torch.tensor([[0.3, -0.2, 1.0, 2.0]], requires_grad=True)
@@ -119,3 +134,5 @@ def test_bad_input_is_named():
         DetectionLoss()(torch.zeros(1, 3), torch.zeros(1, 3, 7), make_targets([[1, 0]]))
     with pytest.raises(ValueError, match="smooth_l1_beta must be positive, got 0"):
         DetectionLoss(smooth_l1_beta=0)
+    with pytest.raises(ValueError, match="angle must be difference or sine, got 'cosine'"):
+        DetectionLoss(angle="cosine")

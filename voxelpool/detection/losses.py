@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,9 +27,12 @@ class DetectionLoss(nn.Module):
         residual_weight: weight of the last term, 1 in the paper.
         smooth_l1_beta: where SmoothL1 turns from quadratic to linear. The paper does not say;
             1/9 (sigma = 3) is what most that follow it use. Must be positive.
+        angle: ``difference`` is the paper's, SmoothL1 of the angle's error. ``sine`` is SECOND's,
+            SmoothL1 of the sine of the error: easier to learn, as a car seen from the front and
+            one seen from behind want the same angle, and blind to half turns for that reason.
 
     Raises:
-        ValueError: if ``smooth_l1_beta`` is not positive.
+        ValueError: if ``smooth_l1_beta`` is not positive or ``angle`` is neither of the two.
     """
 
     def __init__(
@@ -36,10 +42,14 @@ class DetectionLoss(nn.Module):
         negative_weight: float = 1.0,
         residual_weight: float = 1.0,
         smooth_l1_beta: float = 1 / 9,
+        angle: Literal["difference", "sine"] = "difference",
     ) -> None:
         super().__init__()
         if not smooth_l1_beta > 0:
             raise ValueError(f"smooth_l1_beta must be positive, got {smooth_l1_beta}")
+        if angle not in ("difference", "sine"):
+            raise ValueError(f"angle must be difference or sine, got {angle!r}")
+        self.angle = angle
         self.positive_weight = positive_weight
         self.negative_weight = negative_weight
         self.residual_weight = residual_weight
@@ -78,6 +88,8 @@ class DetectionLoss(nn.Module):
         score_negative = F.softplus(scores).masked_fill(~negative, 0).sum() / per_negative
         # Masked before the loss, so that an overflow at an anchor without a box has no gradient.
         difference = (residuals - targets.residuals.float()).masked_fill(~positive[..., None], 0)
+        if self.angle == "sine":
+            difference = torch.cat([difference[..., :6], difference[..., 6:].sin()], dim=-1)
         residual = (
             F.smooth_l1_loss(
                 difference, difference.new_zeros(()).expand_as(difference), reduction="sum",

@@ -30,8 +30,10 @@ class RPN(nn.Module):
         upsample_channels: channels that each block is brought to before the concatenation.
         anchors_per_location: A, anchors at each cell of the output.
         score_prior: the score that each anchor begins with, in (0, 1): sets the bias of the score
-            head to its logit. The paper does not say; a low value keeps the many negatives from
-            ruling the first steps. None leaves torch's default, near 0.5.
+            head to its logit. The paper does not say. None leaves torch's default, near 0.5: the
+            paper's loss weighs positives and negatives as two means, so that a blind network
+            would settle at 0.6 and a low prior only costs steps. It serves losses that add up
+            over all anchors (focal: 0.01).
         norm_eps: added to the variance.
         norm_momentum: weight of the newest batch in the running statistics.
         input_size: (H, W) of the map that will come in, if known, to be checked at once.
@@ -54,7 +56,7 @@ class RPN(nn.Module):
         channels: Sequence[int] = (128, 128, 256),
         upsample_channels: Sequence[int] = (256, 256, 256),
         anchors_per_location: int = 2,
-        score_prior: float | None = 0.01,
+        score_prior: float | None = None,
         norm_eps: float = 1e-5,
         norm_momentum: float = 0.1,
         input_size: tuple[int, int] | None = None,
