@@ -10,27 +10,59 @@ from pathlib import Path
 from typing import Annotated
 
 import _cli
+import torch
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from voxelpool.datasets.kitti import KittiObjects, read_label, read_result, read_split
+from voxelpool.config import Config, load_config
+from voxelpool.datasets.kitti import (
+    KittiDataset,
+    KittiObjects,
+    read_label,
+    read_result,
+    read_split,
+    write_result,
+)
 from voxelpool.errors import ConfigError, DataError
 from voxelpool.evaluation import DIFFICULTIES, MIN_IOU, KittiResult, evaluate, table_rows
-from voxelpool.files import atomic_write
+from voxelpool.files import atomic_write, refuse_existing
+from voxelpool.models import load_detector
+from voxelpool.training import detect_frames
 
 CLASSES = ["Car", "Pedestrian", "Cyclist"]
 
 
 def main(
-    labels: Annotated[Path, typer.Option(help="folder of label files, such as label_2")],
-    results: Annotated[Path, typer.Option(help="folder of result files, one a frame")],
+    config: Annotated[
+        Path | None, typer.Argument(help="detect first, with the detector of this configuration")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="replace keys of CONFIG")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="weights that tools/train.py wrote; goes with CONFIG")
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="folder of label files, such as label_2; with CONFIG, that of its data"),
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder of result files, one a frame; with CONFIG, they are written there"
+        ),
+    ] = None,
     split: Annotated[
-        Path | None, typer.Option(help="list of frame ids; only these are evaluated")
+        Path | None,
+        typer.Option(
+            help="list of frame ids; only these are evaluated; with CONFIG: data.val_split"
+        ),
     ] = None,
     classes: Annotated[
-        list[str], typer.Option(metavar="CLASS...", help="what to evaluate")
-    ] = CLASSES,
+        list[str] | None,
+        typer.Option(metavar="CLASS...", help="what to evaluate; with CONFIG, its classes"),
+    ] = None,
     min_iou: Annotated[
         list[str] | None,
         typer.Option(metavar="CLASS=IOU...", help="overlap that a match must exceed"),
@@ -38,6 +70,9 @@ def main(
     json_out: Annotated[
         Path | None, typer.Option("--json", help="also write average precision to this file")
     ] = None,
+    device: Annotated[str, typer.Option(help="where to detect: cpu, cuda, cuda:1")] = "cuda"
+    if torch.cuda.is_available()
+    else "cpu",
 ) -> None:
     """Computes average precision (2D, bird's-eye view, 3D) and orientation similarity (AOS).
 
@@ -46,10 +81,49 @@ def main(
 
     Example: python tools/evaluate.py --labels data/kitti/training/label_2 --results detections
     --split data/kitti/ImageSets/val.txt --classes Car Cyclist --min-iou Car=0.5 --json ap.json
+
+    Example: python tools/evaluate.py configs/demo.yaml --checkpoint runs/demo/checkpoints/best.ckpt
     """
     overlaps = parse_min_iou(min_iou or [])
-    truth, found = read_frames(labels, results, split)
+    if config is not None:
+        if checkpoint is None or labels is not None:
+            raise ConfigError("CONFIG goes with --checkpoint, and its labels are those of its data")
+        settings = load_config(config, overrides or [])
+        classes = classes or list(settings.classes)
+        truth, found = detect_split(settings, checkpoint, split, results, device)
+    else:
+        if checkpoint is not None or labels is None or results is None:
+            raise ConfigError("give --labels and --results, or CONFIG and --checkpoint")
+        classes = classes or CLASSES
+        truth, found = read_frames(labels, results, split)
     report(evaluate(truth, found, classes, overlaps), classes, overlaps, json_out)
+
+
+def detect_split(
+    config: Config, checkpoint: Path, split: Path | None, out: Path | None, device: str
+) -> tuple[list[KittiObjects], list[KittiObjects]]:
+    """Detects in every frame of a split; writes the results to ``out`` if there is one."""
+    if out is not None:
+        refuse_existing(out)
+    detector = load_detector(checkpoint, config).to(device)
+    frames = KittiDataset(
+        config.data.root,
+        split or config.data.val_split,
+        classes=config.classes,
+        crop_to_image=config.data.crop_to_image,
+        require_labels=True,
+    )
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    truth, found = [], []
+    detected = detect_frames(detector, frames, num_workers=config.data.num_workers)
+    for frame, objects in _cli.progress(detected, "detecting", total=len(frames)):
+        assert frame.objects is not None, "frames are read with their labels"
+        truth.append(frame.objects)
+        found.append(objects)
+        if out is not None:
+            write_result(out / f"{frame.frame_id}.txt", objects)
+    return truth, found
 
 
 def report(
@@ -80,8 +154,8 @@ def ap_table(result: KittiResult, min_iou: Mapping[str, float]) -> Table:
         pad_edge=False,
         show_edge=False,
     )
-    for heading in ("class", "IoU >", "metric"):
-        table.add_column(heading, no_wrap=True)
+    for title in ("class", "IoU >", "metric"):
+        table.add_column(title, no_wrap=True)
     for recall in ("R40", "R11"):
         for difficulty in DIFFICULTIES:
             table.add_column(f"{recall}\n{difficulty}", justify="right", no_wrap=True)

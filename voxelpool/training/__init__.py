@@ -2,7 +2,7 @@
 
 from voxelpool.training.data import SweepBatch, SweepData, collate
 from voxelpool.training.module import DetectorModule
-from voxelpool.training.results import result_objects
+from voxelpool.training.results import detect_frames, result_objects
 from voxelpool.training.run import Run, find_run, fit, new_run
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "SweepBatch",
     "SweepData",
     "collate",
+    "detect_frames",
     "find_run",
     "fit",
     "new_run",

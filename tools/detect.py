@@ -1,0 +1,184 @@
+"""Finds objects in sweeps."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import _cli
+import torch
+import typer
+from rich.table import Table
+
+from voxelpool.config import load_config
+from voxelpool.datasets.kitti import (
+    find_beside,
+    read_label,
+    results_from_boxes,
+    write_result,
+)
+from voxelpool.datasets.sweeps import LoneSweep, read_lone_sweep
+from voxelpool.detection import Detections
+from voxelpool.errors import DataError
+from voxelpool.files import atomic_write, refuse_existing
+from voxelpool.models import VoxelNet, load_detector
+from voxelpool.visualization import BoxGroup, Scene, render_3d, render_bev
+
+BOX_FIELDS = ("x", "y", "z", "dx", "dy", "dz", "yaw")
+
+
+def main(
+    config: Annotated[Path, typer.Argument(help="the configuration that was trained")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT... [KEY=VALUE]...",
+            help="sweeps (.bin) or folders of them; keys of CONFIG",
+        ),
+    ],
+    checkpoint: Annotated[Path, typer.Option(help="weights that tools/train.py wrote")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder for what is found")] = Path(
+        "detections"
+    ),
+    calib: Annotated[
+        Path | None, typer.Option(help="KITTI calibration of the sweep, if not beside it")
+    ] = None,
+    png: Annotated[
+        bool, typer.Option("--png", help="also draw each sweep from above and in 3D")
+    ] = False,
+    min_score: Annotated[
+        float, typer.Option(help="draw boxes from this score on", min=0, max=1)
+    ] = 0.3,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:1; default: cuda where there is one")
+    ] = "cuda" if torch.cuda.is_available() else "cpu",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace files in OUT")] = False,
+) -> None:
+    """Finds objects in sweeps and writes KITTI result files, one a sweep.
+
+    Calibration and image size are found beside a sweep in KITTI's layout, or given with --calib;
+    the sweep is then cropped to the image, as the training was. Without calibration the whole
+    sweep is searched, and boxes are written as CSV and JSON in the LiDAR frame.
+
+    Example: python tools/detect.py configs/demo.yaml data/simulated/training/velodyne/000000.bin
+    --checkpoint runs/demo/checkpoints/best.ckpt -o detections --png
+    """
+    overrides = [text for text in inputs if "=" in text and not Path(text).exists()]
+    settings = load_config(config, overrides)
+    paths = find_sweeps([Path(text) for text in inputs if text not in overrides])
+    if calib is not None and len(paths) > 1:
+        raise DataError(f"--calib belongs to one sweep, but INPUT names {len(paths)}")
+    detector = load_detector(checkpoint, settings).to(device)
+    if not overwrite:
+        refuse_existing(out)
+    out.mkdir(parents=True, exist_ok=True)
+    summary = Table("sweep", "points", "found", "best score", "ms", title=f"{settings.name}")
+    written: list[Path] = []
+    for path in _cli.progress(paths, "detecting"):
+        sweep = read_lone_sweep(path, crop=settings.data.crop_to_image, calibration=calib)
+        started = time.perf_counter()
+        found = detect(detector, sweep)
+        milliseconds = 1000 * (time.perf_counter() - started)
+        written += write_found(out, path.stem, found, sweep, settings.classes)
+        if png:
+            written += draw_found(out, path, found, sweep, settings.classes, min_score)
+        best = f"{found.scores[0]:.2f}" if len(found) else "-"
+        names = [settings.classes[row] for row in found.class_ids.tolist()]
+        counts = ", ".join(f"{names.count(name)} {name}" for name in settings.classes)
+        summary.add_row(path.stem, str(len(sweep.points)), counts, best, f"{milliseconds:.0f}")
+    _cli.console.print(summary)
+    for path in written if len(written) <= 10 else [out]:
+        _cli.console.print(str(path))
+
+
+def find_sweeps(inputs: list[Path]) -> list[Path]:
+    """The sweeps that paths mean: themselves, or the .bin files in a folder, sorted."""
+    found: list[Path] = []
+    for path in inputs:
+        inside = sorted(path.glob("*.bin")) if path.is_dir() else [path]
+        if not inside:
+            raise DataError(f"{path}: holds no .bin sweep")
+        found += inside
+    if not found:
+        raise DataError("INPUT: no sweep given")
+    names = [path.stem for path in found]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise DataError(f"two sweeps are named {min(twice)}: their results would be one file")
+    return found
+
+
+def detect(detector: VoxelNet, sweep: LoneSweep) -> Detections:
+    """The objects of one sweep, on the CPU."""
+    points = torch.from_numpy(sweep.points).to(detector.anchors.device)
+    return detector.detect(points)[0].to("cpu")
+
+
+def write_found(
+    out: Path, name: str, found: Detections, sweep: LoneSweep, classes: tuple[str, ...]
+) -> list[Path]:
+    """Writes what was found in one sweep; returns the files."""
+    names = [classes[row] for row in found.class_ids.tolist()]
+    if sweep.calibration is not None and sweep.image_size is not None:
+        path = out / f"{name}.txt"
+        write_result(
+            path,
+            results_from_boxes(
+                found.boxes.double().numpy(),
+                found.scores.double().numpy(),
+                names,
+                sweep.calibration,
+                sweep.image_size,
+            ),
+        )
+        return [path]
+    records = [
+        {"class": kind, "score": score, **dict(zip(BOX_FIELDS, box, strict=True))}
+        for kind, score, box in zip(names, found.scores.tolist(), found.boxes.tolist(), strict=True)
+    ]
+    with atomic_write(out / f"{name}.json") as file:
+        json.dump(records, file, indent=1)
+    with atomic_write(out / f"{name}.csv") as file:
+        table = csv.DictWriter(file, ("class", "score", *BOX_FIELDS), lineterminator="\n")
+        table.writeheader()
+        table.writerows(records)
+    return [out / f"{name}.json", out / f"{name}.csv"]
+
+
+def draw_found(
+    out: Path,
+    path: Path,
+    found: Detections,
+    sweep: LoneSweep,
+    classes: tuple[str, ...],
+    min_score: float,
+) -> list[Path]:
+    """Draws one sweep with what was found and, where it has labels, what is there."""
+    shown = found.scores >= min_score
+    groups = [
+        BoxGroup(
+            found.boxes[shown],
+            label="found",
+            color=(1.0, 0.45, 0.1),
+            scores=found.scores[shown],
+            names=[classes[row] for row in found.class_ids[shown].tolist()],
+        )
+    ]
+    beside = find_beside(path)
+    if sweep.calibration is not None and beside is not None and beside.label.is_file():
+        objects = read_label(beside.label)
+        known = objects[[row for row, name in enumerate(objects.type) if name in classes]]
+        boxes = sweep.calibration.boxes_to_lidar(known.location, known.dimensions, known.rotation_y)
+        groups.insert(0, BoxGroup(boxes, label="labelled", color=(0.2, 0.8, 0.3), names=known.type))
+    scene = Scene(points=sweep.points, boxes=groups, title=path.stem)
+    pictures = [out / f"{path.stem}_bev.png", out / f"{path.stem}_3d.png"]
+    render_bev(scene, pictures[0])
+    render_3d(scene, pictures[1])
+    return pictures
+
+
+if __name__ == "__main__":
+    _cli.run(main)
