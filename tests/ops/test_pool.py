@@ -175,6 +175,20 @@ def test_every_half_value_keeps_its_bits_and_rounds_as_torch_does(dtype, device)
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("rows", [127, 128, 129, 32767, 32768, 32769, 70000])
+def test_the_last_row_of_a_long_group_is_found(rows, dtype, device):
+    src = torch.zeros((rows + 1, 3), dtype=dtype, device=device)
+    src[rows - 1, 0], src[rows - 1, 1], src[rows, 2] = 1, -1, 1
+    offsets = torch.tensor([0, rows, rows + 1], device=device)
+    out, arg = segment_max(src, offsets)
+    assert out.tolist() == [[1, 0, 0], [0, 0, 1]]
+    assert arg.tolist() == [[rows - 1, 0, 0], [rows] * 3]
+    out, arg = segment_min(src, offsets)
+    assert out.tolist() == [[0, -1, 0], [0, 0, 1]]
+    assert arg.tolist() == [[0, rows - 1, 0], [rows] * 3]
+
+
 def test_half_types_accumulate_in_float32(device):
     src = torch.full((4096, 1), 1.0, dtype=torch.bfloat16, device=device)
     assert segment_sum(src, torch.tensor([0, 4096], device=device)).item() == 4096

@@ -20,20 +20,45 @@
 namespace voxelpool {
 namespace {
 
+// The type that sums of T are taken in.
 template <typename T>
 struct Accumulator {
-  using Compare = T;
-  using Sum = std::conditional_t<std::is_integral_v<T>, int64_t, T>;
+  using Type = std::conditional_t<std::is_integral_v<T>, int64_t, T>;
 };
 template <>
 struct Accumulator<Float16> {
-  using Compare = float;
-  using Sum = float;
+  using Type = float;
 };
 template <>
 struct Accumulator<BFloat16> {
-  using Compare = float;
-  using Sum = float;
+  using Type = float;
+};
+
+// What max and min compare: the value itself, or for half types an integer in the same order, in
+// which both zeros are 0 and every NaN is beyond all else.
+template <Extreme kind, typename T>
+struct Order {
+  using Key = T;
+  static VP_INLINE T key(T value) { return value; }
+};
+
+template <Extreme kind>
+VP_INLINE int16_t half_key(uint16_t bits, uint16_t infinity) {
+  const int16_t magnitude = static_cast<int16_t>(bits & 0x7fff);
+  const int16_t value = static_cast<int16_t>(bits & 0x8000 ? -magnitude : magnitude);
+  const int16_t beyond = kind == Extreme::kMax ? 0x7fff : -0x7fff;
+  return magnitude > static_cast<int16_t>(infinity) ? beyond : value;
+}
+
+template <Extreme kind>
+struct Order<kind, Float16> {
+  using Key = int16_t;
+  static VP_INLINE int16_t key(Float16 value) { return half_key<kind>(value.bits, 0x7c00); }
+};
+template <Extreme kind>
+struct Order<kind, BFloat16> {
+  using Key = int16_t;
+  static VP_INLINE int16_t key(BFloat16 value) { return half_key<kind>(value.bits, 0x7f80); }
 };
 
 template <typename Function>
@@ -141,7 +166,8 @@ constexpr int kLanes = sizeof(T) >= 8 ? 32 : 64;
 
 template <Extreme kind, typename T>
 struct ExtremeKernel {
-  using Value = typename Accumulator<T>::Compare;
+  using Rule = Order<kind, T>;
+  using Key = typename Rule::Key;
   const T* src;
   Groups shape;
   T* out;
@@ -150,18 +176,18 @@ struct ExtremeKernel {
   template <int lanes, typename Row>
   VP_INLINE void block(int64_t k, int64_t channel, int width) const {
     const int64_t begin = shape.offsets[k], end = shape.offsets[k + 1];
-    Value best[lanes];
+    Key best[lanes];
     Row row[lanes];
     const T* from = src + begin * shape.channels + channel;
     for (int l = 0; l < width; ++l) {
-      best[l] = static_cast<Value>(from[l]);
+      best[l] = Rule::key(from[l]);
       row[l] = 0;
     }
     for (int64_t r = begin + 1; r < end; ++r) {
       from += shape.channels;
       const Row at = static_cast<Row>(r - begin);
       for (int l = 0; l < width; ++l) {
-        const Value value = static_cast<Value>(from[l]);
+        const Key value = Rule::key(from[l]);
         const bool take = replaces<kind>(value, best[l]);
         best[l] = take ? value : best[l];
         row[l] = take ? at : row[l];
@@ -171,9 +197,9 @@ struct ExtremeKernel {
     int64_t* to_arg = arg + k * shape.channels + channel;
     for (int l = 0; l < width; ++l) to_arg[l] = begin + row[l];
     for (int l = 0; l < width; ++l) {
-      if constexpr (std::is_same_v<T, Value>) {
+      if constexpr (std::is_same_v<T, Key>) {
         to[l] = best[l];
-      } else {  // the bits as they came in, a NaN's too
+      } else {
         to[l] = src[to_arg[l] * shape.channels + channel + l];
       }
     }
@@ -181,7 +207,7 @@ struct ExtremeKernel {
 
   template <typename Row>
   VP_INLINE void group(int64_t k) const {
-    constexpr int lanes = kLanes<Value>;
+    constexpr int lanes = kLanes<Key>;
     int64_t c = 0;
     for (; c + lanes <= shape.channels; c += lanes) block<lanes, Row>(k, c, lanes);
     for (; c + 16 <= shape.channels; c += 16) block<16, Row>(k, c, 16);
@@ -189,14 +215,15 @@ struct ExtremeKernel {
   }
 
   VP_INLINE void operator()(int64_t first, int64_t last) const {
-    // A counter as wide as the value lets both sit in vectors of one shape.
-    using Near = std::conditional_t<sizeof(Value) == 8, int64_t, int32_t>;
+    // A counter as wide as the key lets both sit in vectors of one shape.
+    using Near = std::conditional_t<sizeof(Key) == 8, int64_t,
+                                    std::conditional_t<sizeof(Key) == 4, int32_t, int16_t>>;
     for (int64_t k = first; k < last; ++k) {
       const int64_t count = shape.offsets[k + 1] - shape.offsets[k];
       if (count == 0) {
         std::memset(static_cast<void*>(out + k * shape.channels), 0, shape.channels * sizeof(T));
         for (int64_t c = 0; c < shape.channels; ++c) arg[k * shape.channels + c] = shape.rows;
-      } else if (count <= std::numeric_limits<int32_t>::max()) {
+      } else if (count <= std::numeric_limits<Near>::max()) {
         group<Near>(k);
       } else {
         group<int64_t>(k);
@@ -207,7 +234,7 @@ struct ExtremeKernel {
 
 template <typename T>
 struct SumKernel {
-  using Value = typename Accumulator<T>::Sum;
+  using Value = typename Accumulator<T>::Type;
   const T* src;
   Groups shape;
   T* out;
@@ -258,7 +285,7 @@ struct SumKernel {
 
 template <typename T>
 struct SpreadKernel {
-  using Value = typename Accumulator<T>::Sum;
+  using Value = typename Accumulator<T>::Type;
   const T* src;
   Groups shape;
   T* out;
