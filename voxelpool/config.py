@@ -192,6 +192,9 @@ class LossConfig(_Block):
     residual_weight: NonNegativeFloat = 1.0
     smooth_l1_beta: PositiveFloat = 1.0 / 9.0
     """Where SmoothL1 turns from square to linear; the paper is silent, this is SECOND's."""
+    angle: Literal["difference", "sine"] = "difference"
+    """What is compared of the yaw: the plain difference, or its sine (SECOND), which learns sooner
+    and leaves the heading open by half a turn."""
     matching_iou: Literal["nearest", "rotated", "standup"] = "nearest"
     """IoU of anchors and boxes: of boxes turned to the nearest axis, exact, or of their hulls."""
 
@@ -269,8 +272,8 @@ class Config(_Block):
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"anchors name a class twice: {', '.join(self.classes)}")
         depth, height, width = self.grid.to_grid().shape
-        if depth < 3:
-            raise ValueError(f"grid is {depth} voxels high; the middle layers need at least 3")
+        if depth < 5:
+            raise ValueError(f"grid is {depth} voxels high; the middle layers need at least 5")
         stride = math.prod(self.rpn.strides)
         if height % stride or width % stride:
             raise ValueError(

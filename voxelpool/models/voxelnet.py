@@ -71,6 +71,7 @@ class VoxelNet(nn.Module):
             negative_weight=config.loss.negative_weight,
             residual_weight=config.loss.residual_weight,
             smooth_l1_beta=config.loss.smooth_l1_beta,
+            angle=config.loss.angle,
         )
         self.postprocess = Postprocessor(
             score_threshold=config.postprocess.score_threshold,
