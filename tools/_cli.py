@@ -82,6 +82,8 @@ def _one_line(error: BaseException) -> str:
         text = f"{error.filename}: {error.strerror}"
     else:
         text = str(error)
+    if "\nOriginal Traceback" in text:  # a worker's error, told by torch; its last line is ours
+        text = text.strip().splitlines()[-1].partition(": ")[2]
     return " ".join(text.split())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -35,18 +34,11 @@ def folders(tmp_path):
 
 
 @pytest.fixture
-def tool(monkeypatch, capsys, folders):
+def tool(run_tool, folders):
     """Runs the tool on the folders; returns exit code, stdout and stderr."""
-    monkeypatch.syspath_prepend(str(TOOLS))
-    monkeypatch.setenv("COLUMNS", "120")
 
     def run(*arguments, labels=folders[0], results=folders[1]):
-        argv = ["evaluate.py", "--labels", str(labels), "--results", str(results)]
-        monkeypatch.setattr(sys, "argv", [*argv, *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(TOOLS / "evaluate.py"), run_name="__main__")
-        captured = capsys.readouterr()
-        return end.value.code, captured.out, captured.err
+        return run_tool("evaluate", "--labels", labels, "--results", results, *arguments)
 
     return run
 

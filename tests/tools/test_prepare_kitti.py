@@ -1,30 +1,19 @@
 from __future__ import annotations
 
-import runpy
 import shutil
-import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-TOOLS = Path(__file__).parents[2] / "tools"
 Tool = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def prepare(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tool:
-    """Runs the tool as a script would; returns exit code, stdout and stderr."""
-    monkeypatch.syspath_prepend(str(TOOLS))
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["prepare_kitti.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(TOOLS / "prepare_kitti.py"), run_name="__main__")
-        return int(stop.value.code or 0), *capsys.readouterr()
-
-    return call
+def prepare(run_tool: Tool) -> Tool:
+    """Runs tools/prepare_kitti.py."""
+    return partial(run_tool, "prepare_kitti")
 
 
 def copy_frames(source: Path, target: Path, ids: tuple[str, ...] = ("000000", "000003")) -> Path:

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import runpy
-import warnings
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +11,12 @@ import pytest
 from voxelpool.datasets.calibration import Calibration
 from voxelpool.datasets.kitti import KittiDataset, read_sweep, write_sweep
 
-TOOLS = Path(__file__).parents[2] / "tools"
 CONFIGS = Path(__file__).parents[2] / "configs"
 Tool = Callable[..., tuple[int, str, str]]
 CONFIG = """\
 name: small
 seed: 3
-grid: {range: [0, -8, -2, 16, 8, 1], voxel_size: [1, 1, 1]}
+grid: {range: [0, -8, -2, 16, 8, 3], voxel_size: [1, 1, 1]}
 rpn: {strides: [2, 2, 2]}
 vfe: {max_points: 4}
 anchors:
@@ -27,18 +25,9 @@ anchors:
 
 
 @pytest.fixture
-def tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tool:
-    """Runs the tool as a script would; returns exit code, stdout and stderr."""
-    monkeypatch.syspath_prepend(str(TOOLS))
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["voxelize.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(TOOLS / "voxelize.py"), run_name="__main__")
-        return int(stop.value.code or 0), *capsys.readouterr()
-
-    return call
+def tool(run_tool: Tool) -> Tool:
+    """Runs tools/voxelize.py."""
+    return partial(run_tool, "voxelize")
 
 
 @pytest.fixture
@@ -52,7 +41,7 @@ def make_sweep(path: Path, dims: int = 4, count: int = 4000) -> np.ndarray:
     rng = np.random.default_rng(0)
     points = np.column_stack(
         [
-            *(rng.uniform(-2, 18, count), rng.uniform(-9, 9, count), rng.uniform(-3, 2, count)),
+            *(rng.uniform(-2, 18, count), rng.uniform(-9, 9, count), rng.uniform(-3, 4, count)),
             *rng.random((dims - 3, count)),
         ]
     ).astype(np.float32)
@@ -65,7 +54,7 @@ def rows_by_cell(points: np.ndarray) -> dict[tuple[int, ...], list[int]]:
     """(z, y, x) to file rows, one by one: the oracle (cells of 1 m divide exactly)."""
     cells: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for row, (x, y, z) in enumerate(points[:, :3]):
-        if 0 <= x < 16 and -8 <= y < 8 and -2 <= z < 1:
+        if 0 <= x < 16 and -8 <= y < 8 and -2 <= z < 3:
             cells[int(np.floor(z + 2)), int(np.floor(y + 8)), int(np.floor(x))].append(row)
     return cells
 
@@ -87,7 +76,7 @@ def test_voxels_are_the_points_by_cell(tool: Tool, config: Path, tmp_path: Path,
         assert np.array_equal(stored["voxels"][index, : len(rows)], points[rows])
         assert not stored["voxels"][index, len(rows) :].any()
     assert stored["voxels"].shape == (len(cells), 4, dims)
-    assert stored["range"].tolist() == [0, -8, -2, 16, 8, 1]
+    assert stored["range"].tolist() == [0, -8, -2, 16, 8, 3]
     assert stored["voxel_size"].tolist() == [1, 1, 1]
 
 
@@ -110,7 +99,7 @@ def test_it_says_what_became_of_the_points(tool: Tool, config: Path, tmp_path: P
         "dropped, outside the range": 4000 - 80 - sum(sizes),
         "dropped, sampled away": sum(sizes) - kept,
         "points kept": kept,
-        "voxels, of 768 cells": len(cells),
+        "voxels, of 1,280 cells": len(cells),
         "points in the fullest voxel": max(sizes),
         "voxels over 4 points": sum(size > 4 for size in sizes),
     }

@@ -10,7 +10,7 @@ import lightning
 import pytest
 import torch
 
-from voxelpool.config import Config, load_config
+from voxelpool.config import Config, ScheduleConfig, load_config
 from voxelpool.datasets.kitti import write_sweep
 from voxelpool.errors import CheckpointError, ConfigError, DataError, TrainingError
 from voxelpool.models import load_detector
@@ -30,6 +30,10 @@ class StopAfter(lightning.Callback):
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
     return torch.load(run.last, weights_only=True)["state_dict"]
+
+
+def with_train(config: Config, **changes: object) -> Config:
+    return config.model_copy(update={"train": config.train.model_copy(update=changes)})
 
 
 def test_a_run_holds_config_log_and_checkpoints(tiny_config: Config, tmp_path: Path) -> None:
@@ -53,9 +57,7 @@ def test_a_run_holds_config_log_and_checkpoints(tiny_config: Config, tmp_path: P
 
 def test_training_learns(tiny_config: Config, tmp_path: Path) -> None:
     """On a handful of frames the loss falls to less than a third."""
-    config = tiny_config.model_copy(
-        update={"train": tiny_config.train.model_copy(update={"epochs": 30, "val_every": 30})}
-    )
+    config = with_train(tiny_config, epochs=30, val_every=30)
     run = new_run(config, tmp_path / "run")
     fit(config, run, progress=False)
     with open(run.folder / "metrics.csv") as file:
@@ -116,21 +118,24 @@ def test_resume_with_another_config_names_the_key(tiny_config: Config, tmp_path:
     run = new_run(tiny_config, tmp_path / "run")
     run.last.parent.mkdir()
     run.last.touch()
-    longer = tiny_config.model_copy(
-        update={"train": tiny_config.train.model_copy(update={"epochs": 9})}
-    )
-    find_run(longer, run.folder)
-    other = tiny_config.model_copy(
-        update={"train": tiny_config.train.model_copy(update={"lr": 0.5})}
-    )
-    with pytest.raises(ConfigError, match=r"train\.lr is 0\.01 there and 0\.5 here"):
-        find_run(other, run.folder)
+    find_run(with_train(tiny_config, val_every=1), run.folder)
+    for key, value, has in (("lr", 0.5, 0.01), ("epochs", 9, 4)):
+        with pytest.raises(ConfigError, match=rf"train\.{key} is {has} there and {value} here"):
+            find_run(with_train(tiny_config, **{key: value}), run.folder)
+
+
+def test_a_run_whose_schedule_has_no_end_may_go_on_longer(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    stepped = with_train(tiny_config, schedule=ScheduleConfig(name="step", milestones=(3,)))
+    run = new_run(stepped, tmp_path / "run")
+    run.last.parent.mkdir()
+    run.last.touch()
+    assert find_run(with_train(stepped, epochs=9), run.folder) == run
 
 
 def test_checkpoint_of_another_config_names_the_key(tiny_config: Config, tmp_path: Path) -> None:
-    config = tiny_config.model_copy(
-        update={"train": tiny_config.train.model_copy(update={"epochs": 1})}
-    )
+    config = with_train(tiny_config, epochs=1)
     run = new_run(config, tmp_path / "run")
     fit(config, run, progress=False)
     detector = load_detector(run.last, config)

@@ -28,7 +28,6 @@ from voxelpool.training.data import SweepData
 from voxelpool.training.module import BEST_METRIC, DetectorModule
 
 _PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
-_MAY_CHANGE_ON_RESUME = {"data": {"root", "num_workers"}, "train": {"epochs", "val_every"}}
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,8 @@ def find_run(config: Config, folder: str | os.PathLike[str] | None = None) -> Ru
     """Finds the training to go on with.
 
     Args:
-        config: must equal the run's own, save where its data lies and how long it trains.
+        config: must equal the run's own, save where its data lies and, unless the schedule is
+            one cycle, how long it trains.
         folder: the run; None takes the newest of runs/NAME, runs/NAME_2, ….
 
     Raises:
@@ -115,7 +115,7 @@ def find_run(config: Config, folder: str | os.PathLike[str] | None = None) -> Ru
     begun = load_config(run.config_path)
     for key in Config.model_fields:
         asked, has = getattr(config, key), getattr(begun, key)
-        changing = {name: getattr(asked, name) for name in _MAY_CHANGE_ON_RESUME.get(key, ())}
+        changing = {name: getattr(asked, name) for name in _may_change(begun).get(key, ())}
         if changing:
             has = has.model_copy(update=changing)
         difference = first_difference(asked, has, key)
@@ -124,6 +124,12 @@ def find_run(config: Config, folder: str | os.PathLike[str] | None = None) -> Ru
                 f"{run.folder}: cannot resume with another configuration: {difference}"
             )
     return run
+
+
+def _may_change(begun: Config) -> dict[str, set[str]]:
+    """The keys that a resumed run may change; one cycle is planned for its number of epochs."""
+    epochs = set() if begun.train.schedule.name == "one_cycle" else {"epochs"}
+    return {"data": {"root", "num_workers"}, "train": {"val_every", *epochs}}
 
 
 def fit(

@@ -1,0 +1,278 @@
+"""train, evaluate CONFIG and detect, chained, on a tiny data set; what they say to bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from voxelpool.config import Config, save_config
+from voxelpool.datasets.kitti import read_result, read_sweep, write_sweep
+from voxelpool.training import fit, new_run
+
+RunTool = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def config_path(tiny_config: Config, tmp_path: Path) -> Path:
+    save_config(tiny_config, tmp_path / "tiny.yaml")
+    return tmp_path / "tiny.yaml"
+
+
+@pytest.fixture
+def trained(tiny_config: Config, config_path: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A configuration and a checkpoint of it that finds something everywhere."""
+    config = tiny_config.model_copy(
+        update={"train": tiny_config.train.model_copy(update={"epochs": 1})}
+    )
+    run = new_run(config, tmp_path / "run")
+    fit(config, run, progress=False)
+    return config_path, run.last
+
+
+def error(code: int, err: str) -> str:
+    assert code == 1
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in err
+    return line
+
+
+ANY_SCORE = "postprocess.score_threshold=0"
+
+
+def test_train_evaluate_and_detect(
+    run_tool: RunTool, config_path: Path, tiny_kitti: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    constant = "train.schedule.name=constant"
+    code, out, _ = run_tool("train", config_path, constant, "train.epochs=2", "--run", run)
+    assert code == 0 and str(run) in out
+    last = run / "checkpoints" / "last.ckpt"
+    code, out, _ = run_tool(
+        "train", config_path, constant, "train.epochs=3", "--run", run, "--resume"
+    )
+    assert code == 0 and "resuming" in out
+
+    results, ap = tmp_path / "results", tmp_path / "ap.json"
+    code, out, _ = run_tool(
+        "evaluate", config_path, ANY_SCORE, "--checkpoint", last, "--results", results, "--json", ap
+    )
+    assert code == 0 and "2 frames" in out
+    assert sorted(path.name for path in results.iterdir()) == ["000004.txt", "000005.txt"]
+    assert set(json.loads(ap.read_text())["Car"]) == {"3d", "bev", "2d", "aos"}
+    code, _, _ = run_tool(
+        "evaluate", "--labels", tiny_kitti / "training" / "label_2", "--results", results,
+        "--classes", "Car", "--json", tmp_path / "again.json",
+    )  # fmt: skip
+    assert code == 0
+    assert json.loads((tmp_path / "again.json").read_text()) == json.loads(ap.read_text())
+
+    sweeps, out_folder = tiny_kitti / "training" / "velodyne", tmp_path / "found"
+    code, out, _ = run_tool(
+        "detect", config_path, ANY_SCORE, sweeps / "000004.bin", sweeps / "000005.bin",
+        "--checkpoint", last, "-o", out_folder,
+    )  # fmt: skip
+    assert code == 0 and "000004" in out
+    for name in ("000004.txt", "000005.txt"):
+        assert (out_folder / name).read_text() == (results / name).read_text()
+    assert len(read_result(out_folder / "000004.txt")) > 0
+
+
+def test_detect_without_calibration_writes_lidar_boxes(
+    run_tool: RunTool, trained: tuple[Path, Path], tiny_kitti: Path, tmp_path: Path
+) -> None:
+    config, checkpoint = trained
+    lone = tmp_path / "lone.bin"
+    lone.write_bytes((tiny_kitti / "training" / "velodyne" / "000000.bin").read_bytes())
+    code, _, _ = run_tool(
+        "detect", config, ANY_SCORE, lone, "--checkpoint", checkpoint, "-o", tmp_path / "out"
+    )
+    assert code == 0
+    records = json.loads((tmp_path / "out" / "lone.json").read_text())
+    assert records and set(records[0]) == {"class", "score", "x", "y", "z", "dx", "dy", "dz", "yaw"}
+    assert all(-math.pi <= record["yaw"] < math.pi for record in records)
+    scores = [record["score"] for record in records]
+    assert scores == sorted(scores, reverse=True)
+    with open(tmp_path / "out" / "lone.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["x"]) for row in rows] == [record["x"] for record in records]
+    assert not (tmp_path / "out" / "lone.txt").exists()
+
+    calib = tiny_kitti / "training" / "calib" / "000000.txt"
+    code, _, _ = run_tool(
+        "detect", config, ANY_SCORE, lone, "--checkpoint", checkpoint, "-o", tmp_path / "with",
+        "--calib", calib,
+    )  # fmt: skip
+    assert code == 0 and len(read_result(tmp_path / "with" / "lone.txt")) > 0
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        np.zeros((0, 4)),
+        np.full((30, 4), 500.0),
+        np.full((30, 4), np.nan),
+    ],
+    ids=["empty", "out of range", "NaN"],
+)
+def test_sweeps_without_a_usable_point_give_no_boxes(
+    points: np.ndarray, run_tool: RunTool, trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config, checkpoint = trained
+    write_sweep(tmp_path / "odd.bin", points.astype(np.float32))
+    out = tmp_path / "out"
+    code, _, _ = run_tool(
+        "detect", config, tmp_path / "odd.bin", "--checkpoint", checkpoint, "-o", out
+    )
+    assert code == 0
+    assert json.loads((out / "odd.json").read_text()) == []
+
+
+def test_nan_points_in_training_data_are_dropped_and_named(
+    run_tool: RunTool, config_path: Path, tiny_kitti: Path, tmp_path: Path
+) -> None:
+    path = tiny_kitti / "training" / "velodyne" / "000001.bin"
+    points = read_sweep(path)
+    points[:7] = np.nan
+    write_sweep(path, points)
+    code, _, err = run_tool("train", config_path, "train.epochs=1", "--run", tmp_path / "run")
+    assert code == 0
+    assert "000001.bin" in err and "7" in err
+
+
+def test_a_frame_without_objects_trains(
+    run_tool: RunTool, config_path: Path, tiny_kitti: Path, tmp_path: Path
+) -> None:
+    for frame in ("000000", "000001"):
+        (tiny_kitti / "training" / "label_2" / f"{frame}.txt").write_text("")
+    code, _, _ = run_tool("train", config_path, "train.epochs=1", "--run", tmp_path / "run")
+    assert code == 0
+
+
+def spoil_missing_folder(root: Path) -> None:
+    (root / "training" / "velodyne").rename(root / "training" / "velo")
+
+
+def spoil_truncated_sweep(root: Path) -> None:
+    path = root / "training" / "velodyne" / "000002.bin"
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def spoil_label_columns(root: Path) -> None:
+    path = root / "training" / "label_2" / "000002.txt"
+    first, second = path.read_text().splitlines()
+    path.write_text(f"{first}\n{second.rsplit(' ', 1)[0]}\n")
+
+
+def spoil_class_name(root: Path) -> None:
+    path = root / "training" / "label_2" / "000002.txt"
+    path.write_text(path.read_text().replace("Car", "Bus", 1))
+
+
+def spoil_calibration(root: Path) -> None:
+    path = root / "training" / "calib" / "000002.txt"
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("Tr_velo")]
+    path.write_text("\n".join(lines))
+
+
+def spoil_no_label(root: Path) -> None:
+    (root / "training" / "label_2" / "000002.txt").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_missing_folder, "training/velodyne: no such folder"),
+        (spoil_truncated_sweep, "000002.bin: .* not a multiple of 16"),
+        (spoil_label_columns, "000002.txt:2: .*14"),
+        (spoil_class_name, "000002.txt:1: .*Bus"),
+        (spoil_calibration, "000002.txt: .*Tr_velo_to_cam"),
+        (spoil_no_label, "label_2.*000002.txt"),
+    ],
+)
+def test_training_names_the_bad_file(
+    spoil: Callable[[Path], None],
+    message: str,
+    run_tool: RunTool,
+    config_path: Path,
+    tiny_kitti: Path,
+    tmp_path: Path,
+) -> None:
+    spoil(tiny_kitti)
+    for workers in (0, 1):
+        run = tmp_path / f"run{workers}"
+        code, _, err = run_tool("train", config_path, f"data.num_workers={workers}", "--run", run)
+        assert re.search(message, error(code, err)), err
+
+
+def test_detect_refuses(
+    run_tool: RunTool, trained: tuple[Path, Path], tiny_kitti: Path, tmp_path: Path
+) -> None:
+    config, checkpoint = trained
+    sweep = tiny_kitti / "training" / "velodyne" / "000000.bin"
+
+    def refused(*arguments: object) -> str:
+        code, _, err = run_tool("detect", config, *arguments, "--checkpoint", checkpoint)
+        return error(code, err)
+
+    (tmp_path / "cut.bin").write_bytes(b"\0" * 33)
+    assert "cut.bin: 33 bytes is not a multiple of 16" in refused(tmp_path / "cut.bin")
+    assert "none.bin: No such file" in refused(tmp_path / "none.bin")
+    (tmp_path / "empty").mkdir()
+    assert "empty: holds no .bin sweep" in refused(tmp_path / "empty")
+    assert "unknown key, did you mean nms_iou" in refused(sweep, "postprocess.nms_io=1")
+    assert "vfe.channels.0 is 8 there and 4 here" in refused(sweep, "vfe.channels=[4]")
+    assert "are named 000000" in refused(sweep, sweep)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    assert "already exists" in refused(sweep, "-o", tmp_path / "mine")
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
+
+
+def test_a_typo_in_the_config_is_named(
+    run_tool: RunTool, config_path: Path, tmp_path: Path
+) -> None:
+    config_path.write_text(config_path.read_text().replace("epochs:", "epoch:"))
+    code, _, err = run_tool("train", config_path, "--run", tmp_path / "run")
+    line = error(code, err)
+    assert "tiny.yaml: train.epoch: unknown key, did you mean epochs?" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_never_reuses_a_run(run_tool: RunTool, config_path: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "notes.txt").write_text("mine")
+    code, _, err = run_tool("train", config_path, "--run", run)
+    assert "already exists" in error(code, err)
+    assert [path.name for path in run.iterdir()] == ["notes.txt"]
+
+
+def test_output_that_cannot_be_written(
+    run_tool: RunTool, trained: tuple[Path, Path], tiny_kitti: Path
+) -> None:
+    """/proc takes no new folders, not even from root."""
+    config, checkpoint = trained
+    sweep = tiny_kitti / "training" / "velodyne" / "000000.bin"
+    code, _, err = run_tool(
+        "detect", config, sweep, "--checkpoint", checkpoint, "-o", "/proc/found"
+    )
+    assert "/proc/found" in error(code, err)
+    code, _, err = run_tool("train", config, "--run", "/proc/run")
+    assert "/proc/run" in error(code, err)
+    code, _, err = run_tool(
+        "evaluate", config, "--checkpoint", checkpoint, "--json", "/proc/ap.json"
+    )
+    assert "/proc/ap.json" in error(code, err)
+
+
+@pytest.mark.parametrize("name", ["train", "detect", "evaluate"])
+def test_help_shows_an_example(name: str, run_tool: RunTool) -> None:
+    code, out, _ = run_tool(name, "--help")
+    assert code == 0 and "Example: python tools/" in out

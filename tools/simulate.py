@@ -1,0 +1,46 @@
+"""Simulates LiDAR sweeps of street scenes and writes them in KITTI's layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from _cli import console, progress, run
+from rich.markup import escape
+
+from voxelpool.datasets.simulate import Settings, prepare, write_frames
+
+
+def main(
+    out: Annotated[Path, typer.Argument(help="Folder of the data set; new or empty.")],
+    frames: Annotated[int, typer.Option(help="How many frames.")],
+    val_frames: Annotated[
+        int, typer.Option(help="How many of them, the last ones, are for validation.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Of all randomness.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes, of one thread each.")] = 1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Complete a data set of the same settings.")
+    ] = False,
+) -> None:
+    """Simulates sweeps of an HDL-64E in random streets, with labels and calibration as KITTI's.
+
+    Frame i depends on the seed and on i only, whatever the number of workers. There are no
+    images; 1242 x 375 pixels are assumed.
+
+    Example: python tools/simulate.py data/simulated --frames 720 --val-frames 120 --workers 2
+    """
+    missing = prepare(out, Settings(frames, val_frames, seed), resume=resume)
+    if not missing:
+        console.print(escape(f"{out}: all {frames} frames are there"), highlight=False)
+        return
+    done = write_frames(out, seed, missing, workers=workers)
+    for _ in progress(done, "simulating", total=len(missing)):
+        pass
+    split = f"{frames - val_frames} for training, {val_frames} for validation"
+    console.print(escape(f"{out}: {frames} frames, {split}"), highlight=False)
+
+
+if __name__ == "__main__":
+    run(main)
