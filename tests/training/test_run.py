@@ -57,7 +57,7 @@ def test_a_run_holds_config_log_and_checkpoints(tiny_config: Config, tmp_path: P
 
 def test_training_learns(tiny_config: Config, tmp_path: Path) -> None:
     """On a handful of frames the loss falls to less than a third."""
-    config = with_train(tiny_config, epochs=30, val_every=30)
+    config = with_train(tiny_config, epochs=30, val_every=30, optimizer="adamw")
     run = new_run(config, tmp_path / "run")
     fit(config, run, progress=False)
     with open(run.folder / "metrics.csv") as file:
