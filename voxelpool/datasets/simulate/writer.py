@@ -1,0 +1,199 @@
+"""Simulated data sets in KITTI's folder layout."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from voxelpool.datasets.calibration import Calibration
+from voxelpool.datasets.kitti_format import (
+    DEFAULT_IMAGE_SIZE,
+    DONT_CARE,
+    KittiObjects,
+    write_label,
+    write_sweep,
+)
+from voxelpool.datasets.simulate.labels import draw_calibration, label
+from voxelpool.datasets.simulate.layouts import make_scene
+from voxelpool.datasets.simulate.scene import Scene
+from voxelpool.datasets.simulate.sensor import Sweep, scan
+from voxelpool.errors import DataError
+from voxelpool.files import atomic_write, refuse_existing
+
+SETTINGS_FILE = "simulate.json"
+# Frames of another version of the simulator do not continue a data set.
+VERSION = 1
+_FOLDERS = ("velodyne", "label_2", "calib")
+# No KITTI frame is without an object; a scene without one is drawn again.
+_ATTEMPTS = 50
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a simulated data set depends on.
+
+    Attributes:
+        frames: how many there are.
+        val_frames: how many of them, the last ones, are for validation.
+        seed: of all randomness; frame i depends on it and on i only.
+        version: of the simulator.
+    """
+
+    frames: int
+    val_frames: int = 0
+    seed: int = 0
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        if self.frames < 1:
+            raise DataError(f"frames must be at least 1, got {self.frames}")
+        if not 0 <= self.val_frames <= self.frames:
+            raise DataError(
+                f"val_frames must be between 0 and frames={self.frames}, got {self.val_frames}"
+            )
+        if self.seed < 0:
+            raise DataError(f"seed must not be negative, got {self.seed}")
+
+
+@dataclass(frozen=True, eq=False)
+class SimulatedFrame:
+    """A frame and the scene behind it."""
+
+    scene: Scene
+    sweep: Sweep
+    calibration: Calibration
+    objects: KittiObjects
+
+
+def simulate_frame(seed: int, index: int) -> SimulatedFrame:
+    """Frame ``index`` of the data set of ``seed``: always the same."""
+    for attempt in range(_ATTEMPTS):
+        rng = np.random.default_rng([seed, index, attempt])
+        scene = make_scene(rng)
+        calibration = draw_calibration(rng)
+        sweep = scan(rng, scene)
+        objects = label(rng, scene, sweep, calibration, DEFAULT_IMAGE_SIZE)
+        if any(name != DONT_CARE for name in objects.type):
+            return SimulatedFrame(scene, sweep, calibration, objects)
+    raise DataError(f"no scene with an object in {_ATTEMPTS} attempts (seed {seed}, frame {index})")
+
+
+def _paths(root: Path, index: int) -> tuple[Path, Path, Path]:
+    """Sweep, label and calibration of a frame."""
+    folder = root / "training"
+    name = f"{index:06d}"
+    return (
+        folder / "velodyne" / f"{name}.bin",
+        folder / "label_2" / f"{name}.txt",
+        folder / "calib" / f"{name}.txt",
+    )
+
+
+def write_frame(root: Path, seed: int, index: int) -> None:
+    """Simulates a frame and writes its files; the sweep comes last and marks it as complete."""
+    frame = simulate_frame(seed, index)
+    sweep, labels, calib = _paths(root, index)
+    frame.calibration.save(calib)
+    write_label(labels, frame.objects, decimals=2)
+    write_sweep(sweep, frame.sweep.points)
+
+
+def prepare(root: Path, settings: Settings, *, resume: bool = False) -> list[int]:
+    """Makes the folders, split lists and settings file of a data set.
+
+    Args:
+        root: the folder.
+        settings: of the data set.
+        resume: continue one that was started with the same settings.
+
+    Returns:
+        Indices of the frames that are still to be written, ascending.
+
+    Raises:
+        FileExistsError: the folder holds something and ``resume`` is not asked for.
+        DataError: the folder holds something else than a data set of these settings.
+        OSError: a file cannot be written.
+    """
+    file = root / SETTINGS_FILE
+    if not resume:
+        refuse_existing(root)
+    elif file.exists():
+        _check_settings(file, settings)
+    elif root.exists() and any(root.iterdir()):
+        raise DataError(f"{root}: holds files but no {SETTINGS_FILE}, so it cannot be continued")
+    for folder in _FOLDERS:
+        (root / "training" / folder).mkdir(parents=True, exist_ok=True)
+    (root / "ImageSets").mkdir(exist_ok=True)
+    if not file.exists():
+        with atomic_write(file) as out:
+            out.write(json.dumps(asdict(settings), indent=2) + "\n")
+    ids = [f"{index:06d}" for index in range(settings.frames)]
+    first_val = settings.frames - settings.val_frames
+    for name, chosen in (("train", ids[:first_val]), ("val", ids[first_val:]), ("trainval", ids)):
+        with atomic_write(root / "ImageSets" / f"{name}.txt") as out:
+            out.writelines(f"{frame_id}\n" for frame_id in chosen)
+    return [
+        index
+        for index in range(settings.frames)
+        if not all(path.exists() for path in _paths(root, index))
+    ]
+
+
+def _check_settings(file: Path, settings: Settings) -> None:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file}: {error}") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{file}: expected an object of settings")
+    for key, value in asdict(settings).items():
+        if found.get(key) != value:
+            raise DataError(
+                f"{file}: the data set was started with {key}={found.get(key)}, not {value}; "
+                "give the same settings or another folder"
+            )
+
+
+def write_frames(root: Path, seed: int, indices: list[int], *, workers: int = 1) -> Iterator[int]:
+    """Writes frames into a prepared folder, on ``workers`` processes of one thread each.
+
+    Yields:
+        The index of each frame once it is written, in any order.
+    """
+    if workers < 1:
+        raise DataError(f"workers must be at least 1, got {workers}")
+    tasks = [(root, seed, index) for index in indices]
+    if workers == 1 or len(tasks) < 2:
+        yield from map(_task, tasks)
+        return
+    context = multiprocessing.get_context("spawn")
+    with _single_threaded(), context.Pool(min(workers, len(tasks))) as pool:
+        yield from pool.imap_unordered(_task, tasks)
+
+
+def _task(task: tuple[Path, int, int]) -> int:
+    write_frame(*task)
+    return task[2]
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    """Processes started meanwhile keep to one thread in OpenMP and BLAS."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
