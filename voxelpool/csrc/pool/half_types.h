@@ -19,6 +19,13 @@ inline uint32_t bits_of_float(float value) {
   return bits;
 }
 
+// a where the condition holds, else b, by masks: a conditional that held floating-point work would
+// not be vectorised, since that work might trap.
+inline uint32_t select_bits(bool condition, uint32_t a, uint32_t b) {
+  const uint32_t mask = 0u - static_cast<uint32_t>(condition);
+  return (a & mask) | (b & ~mask);
+}
+
 struct BFloat16 {
   uint16_t bits;
   BFloat16() = default;
@@ -40,9 +47,9 @@ struct Float16 {
     const uint32_t normal = (rebased + 0xfffu + ((rebased >> 13) & 1u)) >> 13;
     // Below 2^-14 float16 counts in steps of 2^-24, which is the last bit of floats in [0.5, 1).
     const uint32_t subnormal = bits_of_float(float_from_bits(magnitude) + 0.5f) - 0x3f000000u;
-    uint32_t half = magnitude < (113u << 23) ? subnormal : normal;
-    half = magnitude >= 0x477ff000u ? 0x7c00u : half;  // 65520 and more round to infinity
-    half = magnitude > 0x7f800000u ? 0x7e00u : half;
+    uint32_t half = select_bits(magnitude < (113u << 23), subnormal, normal);
+    half = select_bits(magnitude >= 0x477ff000u, 0x7c00u, half);  // 65520 and more: infinity
+    half = select_bits(magnitude > 0x7f800000u, 0x7e00u, half);
     bits = static_cast<uint16_t>(half | ((b >> 16) & 0x8000u));
   }
   explicit operator float() const {
@@ -51,8 +58,8 @@ struct Float16 {
     const uint32_t special = 0x7f800000u | (magnitude & 0x3ffu) << 13;
     const uint32_t subnormal =
         bits_of_float(static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f);
-    uint32_t value = magnitude < 0x400u ? subnormal : normal;
-    value = magnitude >= 0x7c00u ? special : value;
+    uint32_t value = select_bits(magnitude < 0x400u, subnormal, normal);
+    value = select_bits(magnitude >= 0x7c00u, special, value);
     return float_from_bits(value | static_cast<uint32_t>(bits & 0x8000u) << 16);
   }
 };
