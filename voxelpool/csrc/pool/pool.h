@@ -9,6 +9,8 @@
 //    integers is rounded down. An empty group gives 0.
 #pragma once
 
+#include <type_traits>
+
 #include "../common.h"
 
 namespace voxelpool {
@@ -22,8 +24,24 @@ VP_HOST_DEVICE bool replaces(T value, T best) {
   return further & (best == best);
 }
 
-VP_HOST_DEVICE int64_t divide_down(int64_t a, int64_t b) {
-  return a / b - ((a % b != 0) & (a < 0));
+// Integers wrap, as torch's do.
+template <typename Value>
+VP_HOST_DEVICE Value add(Value a, Value b) {
+  if constexpr (std::is_integral<Value>::value) {
+    return static_cast<Value>(static_cast<uint64_t>(a) + static_cast<uint64_t>(b));
+  } else {
+    return a + b;
+  }
+}
+
+// The mean from a sum. Integers round down; nvcc's floating-point division is IEEE's by default.
+template <typename Value>
+VP_HOST_DEVICE Value divide(Value sum, int64_t count) {
+  if constexpr (std::is_integral<Value>::value) {
+    return sum / count - ((sum % count != 0) & (sum < 0));
+  } else {
+    return sum / static_cast<Value>(count);
+  }
 }
 
 struct Groups {

@@ -256,22 +256,6 @@ struct SumKernel {
     for (int l = 0; l < count; ++l) to[l] = static_cast<T>(sum[l]);
   }
 
-  static VP_INLINE Value add(Value a, Value b) {
-    if constexpr (std::is_integral_v<Value>) {  // wraps, as torch does
-      return static_cast<Value>(static_cast<uint64_t>(a) + static_cast<uint64_t>(b));
-    } else {
-      return a + b;
-    }
-  }
-
-  static VP_INLINE Value divide(Value sum, int64_t count) {
-    if constexpr (std::is_integral_v<Value>) {
-      return divide_down(sum, count);
-    } else {
-      return sum / static_cast<Value>(count);
-    }
-  }
-
   VP_INLINE void operator()(int64_t first, int64_t last) const {
     constexpr int lanes = kLanes<Value>;
     for (int64_t k = first; k < last; ++k) {
@@ -297,7 +281,7 @@ struct SpreadKernel {
       const T* from = src + k * shape.channels;
       T* to = out + begin * shape.channels;
       for (int64_t c = 0; c < shape.channels; ++c) {
-        to[c] = static_cast<T>(SumKernel<T>::divide(static_cast<Value>(from[c]), end - begin));
+        to[c] = static_cast<T>(divide(static_cast<Value>(from[c]), end - begin));
       }
       for (int64_t r = begin + 1; r < end; ++r) {
         std::memcpy(static_cast<void*>(out + r * shape.channels), to, shape.channels * sizeof(T));

@@ -121,15 +121,6 @@ __global__ void extreme_kernel(const T* src, Groups shape, T* out, int64_t* arg)
   }
 }
 
-template <typename Value>
-__device__ Value divide(Value sum, int64_t count) {
-  if constexpr (std::is_integral<Value>::value) {
-    return divide_down(sum, count);
-  } else {
-    return sum / static_cast<Value>(count);  // IEEE: nvcc's default is -prec-div=true
-  }
-}
-
 template <typename T>
 __global__ void sum_kernel(bool mean, const T* src, Groups shape, T* out) {
   using Value = typename Arithmetic<T>::Sum;
@@ -140,7 +131,7 @@ __global__ void sum_kernel(bool mean, const T* src, Groups shape, T* out) {
     const int64_t end = clamp_row(shape.offsets[k + 1], shape.rows);
     Value sum = 0;
     for (int64_t r = begin; r < end; ++r) {
-      sum += Arithmetic<T>::template load<Value>(src[r * shape.channels + c]);
+      sum = add(sum, Arithmetic<T>::template load<Value>(src[r * shape.channels + c]));
     }
     if (mean && end > begin) sum = divide(sum, end - begin);
     out[i] = Arithmetic<T>::template store<Value>(sum);
