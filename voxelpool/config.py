@@ -129,7 +129,7 @@ class AnchorConfig(_Block):
     size: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
     """Length, width, height, metres."""
     z_center: FiniteFloat
-    rotations: tuple[FiniteFloat, ...] = Field((0.0, math.pi / 2), min_length=1)
+    rotations: tuple[FiniteFloat, ...] = Field(default=(0.0, math.pi / 2), min_length=1)
     """Yaw of each anchor at a place, radians."""
     matched_threshold: Probability
     """Positive above this bird's-eye IoU."""
@@ -149,7 +149,7 @@ class AnchorConfig(_Block):
 class VFEConfig(_Block):
     """The stacked voxel feature encoding layers."""
 
-    channels: tuple[PositiveInt, ...] = Field((32, 128), min_length=1)
+    channels: tuple[PositiveInt, ...] = Field(default=(32, 128), min_length=1)
     """Output channels of each layer; even, half of them are pooled."""
     out_channels: PositiveInt = 128
     """Output channels of the final fully connected layer."""

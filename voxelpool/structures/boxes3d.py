@@ -93,6 +93,8 @@ class Boxes3D:
         y = local[..., 0] * sin + local[..., 1] * cos
         return torch.stack([x, y, local[..., 2]], dim=-1) + self.centers.unsqueeze(1)
 
-    def to(self, *args: torch.device | torch.dtype | str) -> Boxes3D:
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Boxes3D:
         """The same boxes on another device or with another dtype."""
-        return Boxes3D(self.tensor.to(*args))
+        return Boxes3D(self.tensor.to(device=device, dtype=dtype))
