@@ -28,7 +28,7 @@ demo: install  ## simulate, train, evaluate, detect, draw: the whole job in abou
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/demo.sh
 
 test: install  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: install  ## formatting, lint, types
 	$(BIN)/ruff check .
