@@ -65,6 +65,19 @@ def test_training_learns(tiny_config: Config, tmp_path: Path) -> None:
     assert sum(losses[-4:]) < sum(losses[:4]) / 3
 
 
+def test_mixed_precision_learns_nearly_the_same(tiny_config: Config, tmp_path: Path) -> None:
+    losses = {}
+    for precision in ("32", "bf16"):
+        config = with_train(tiny_config, precision=precision, epochs=1, val_every=1)
+        run = new_run(config, tmp_path / precision)
+        fit(config, run, progress=False)
+        with open(run.folder / "metrics.csv") as file:
+            rows = [float(r["train/loss"]) for r in csv.DictReader(file) if r["train/loss"]]
+        losses[precision] = rows
+    assert losses["bf16"] != losses["32"]
+    assert losses["bf16"] == pytest.approx(losses["32"], rel=0.1)
+
+
 def test_resume_ends_where_an_uninterrupted_run_does(tiny_config: Config, tmp_path: Path) -> None:
     whole = new_run(tiny_config, tmp_path / "whole")
     fit(tiny_config, whole, progress=False)

@@ -42,17 +42,7 @@ class VoxelNet(nn.Module):
         self.middle = DenseMiddle(
             config.vfe.out_channels, config.middle.channels, grid_shape=(depth, height, width)
         )
-        specs = [
-            AnchorSpec(
-                class_name=anchor.class_name,
-                size=anchor.size,
-                z_center=anchor.z_center,
-                rotations=anchor.rotations,
-                matched_threshold=anchor.matched_threshold,
-                unmatched_threshold=anchor.unmatched_threshold,
-            )
-            for anchor in config.anchors
-        ]
+        specs = [AnchorSpec(**anchor.model_dump()) for anchor in config.anchors]
         self.rpn = RPN(
             self.middle.out_channels,
             layers=config.rpn.layers,
