@@ -1,0 +1,236 @@
+"""The bird's-eye view as a PNG."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from voxelpool.errors import DataError
+from voxelpool.visualization.canvas import (
+    FAINT_TEXT,
+    FINE,
+    HEADER,
+    RING,
+    check_size,
+    draw_frame,
+    draw_text,
+    line_widths,
+    save_png,
+    splat,
+    thick_line,
+    to_rgb,
+)
+from voxelpool.visualization.scene import BoxGroup, Scene
+
+Float = NDArray[np.float64]
+
+_SKIRT = 2.0  # metres around what must be seen
+
+
+def render_bev(
+    scene: Scene,
+    path: str | os.PathLike[str],
+    *,
+    bounds: tuple[float, float, float, float] | None = None,
+    size: tuple[int, int] = (1200, 1200),
+) -> None:
+    """Draws a scene from above, forward up and left to the left.
+
+    Args:
+        scene: what to draw.
+        path: the PNG; written whole or not at all.
+        bounds: x_min, y_min, x_max, y_max in metres that must be seen. What else the picture's
+            shape leaves room for is drawn too. By default what the points (but a few far ones),
+            the boxes and the sensor span.
+        size: width and height in pixels.
+
+    Raises:
+        DataError: the bounds or the size are impossible.
+        OSError: the file cannot be written.
+    """
+    check_size(size)
+    low, high = _bounds(scene) if bounds is None else _given_bounds(bounds)
+    plan = BevPlan.fit(low, high, size)
+    canvas = Image.fromarray(_points_from_above(scene, plan))
+    draw = ImageDraw.Draw(canvas)
+    _draw_rings(draw, plan)
+    _draw_sensor(draw, plan)
+    _draw_boxes_from_above(draw, scene, plan)
+    picture = canvas.reduce(FINE)
+    _draw_ring_labels(ImageDraw.Draw(picture), plan)
+    _draw_box_texts(ImageDraw.Draw(picture), scene, plan)
+    draw_frame(picture, scene)
+    save_png(picture, path)
+
+
+@dataclass(frozen=True)
+class BevPlan:
+    """Where metres lie in the picture from above.
+
+    Attributes:
+        size: width and height in pixels.
+        scale: pixels a metre.
+        middle: x, y in metres of the middle of the part below the header.
+    """
+
+    size: tuple[int, int]
+    scale: float
+    middle: tuple[float, float]
+
+    @classmethod
+    def fit(cls, low: Float, high: Float, size: tuple[int, int]) -> BevPlan:
+        """The largest scale at which x, y from ``low`` to ``high`` are seen."""
+        span = np.maximum(high - low, 1e-3)
+        scale = min(size[0] / span[1], (size[1] - HEADER) / span[0])
+        middle = (low + high) / 2
+        return cls(size, float(scale), (float(middle[0]), float(middle[1])))
+
+    def pixels(self, xy: Float) -> Float:
+        """(..., 2) x, y in metres to (..., 2) column, row; pixel centres at halves."""
+        column = self.size[0] / 2 - (xy[..., 1] - self.middle[1]) * self.scale
+        row = HEADER + (self.size[1] - HEADER) / 2 - (xy[..., 0] - self.middle[0]) * self.scale
+        return np.stack([column, row], axis=-1)
+
+
+def _bounds(scene: Scene) -> tuple[Float, Float]:
+    """Lowest and highest x, y of what is worth seeing, sensor included."""
+    parts = [np.zeros((1, 2))]
+    if len(scene.points):
+        parts.append(np.percentile(scene.points[:, :2], [0.5, 99.5], axis=0))
+    parts += [group.corners()[..., :2].reshape(-1, 2) for group in scene.boxes]
+    spots = np.concatenate(parts)
+    low, high = spots.min(axis=0) - _SKIRT, spots.max(axis=0) + _SKIRT
+    if len(spots) == 1:
+        low, high = np.array([-_SKIRT, -20.0]), np.array([40.0, 20.0])
+    return low, high
+
+
+def _given_bounds(bounds: tuple[float, float, float, float]) -> tuple[Float, Float]:
+    values = np.asarray(bounds, np.float64)
+    if values.shape != (4,) or not np.isfinite(values).all() or (values[2:] <= values[:2]).any():
+        raise DataError(
+            f"bounds must be x_min, y_min, x_max, y_max with each maximum above its minimum, "
+            f"got {bounds}"
+        )
+    return values[:2], values[2:]
+
+
+def _points_from_above(scene: Scene, plan: BevPlan) -> NDArray[np.uint8]:
+    """(H * FINE, W * FINE, 3) picture of the points, higher ones over lower ones."""
+    order = np.argsort(scene.points[:, 2], kind="stable")
+    spots = plan.pixels(scene.points[order, :2]) * FINE
+    diameter = np.full(len(spots), FINE * min(max(plan.scale * 0.11, 1.0), 4.0))
+    return splat(spots, scene.colors()[order], diameter, plan.size)
+
+
+def _ring_radii(plan: BevPlan) -> list[float]:
+    """Radii in metres of the rings that cross the picture, about 90 pixels or more apart."""
+    steps = [base * 10.0**power for power in range(-1, 4) for base in (1, 2, 5)]
+    step = next((step for step in steps if step * plan.scale >= 90), steps[-1])
+    corners = _view_corners(plan)
+    farthest = float(np.linalg.norm(corners, axis=1).max())
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    nearest = float(np.linalg.norm(np.clip(0.0, low, high)))
+    first, last = math.ceil(max(nearest, step) / step), math.floor(farthest / step)
+    return [count * step for count in range(first, min(last, first + 99) + 1)]
+
+
+def _view_corners(plan: BevPlan) -> Float:
+    half = np.array([(plan.size[1] - HEADER) / 2, plan.size[0] / 2]) / plan.scale
+    return np.array(plan.middle) + np.array([[-1, -1], [-1, 1], [1, 1], [1, -1]]) * half
+
+
+def _draw_rings(draw: ImageDraw.ImageDraw, plan: BevPlan) -> None:
+    column, row = plan.pixels(np.zeros(2)) * FINE
+    for radius in _ring_radii(plan):
+        reach = radius * plan.scale * FINE
+        box = (column - reach, row - reach, column + reach, row + reach)
+        draw.ellipse(box, outline=RING, width=FINE)
+
+
+def _draw_ring_labels(draw: ImageDraw.ImageDraw, plan: BevPlan) -> None:
+    """Writes each radius where its ring is seen, away from straight ahead if that can be."""
+    font = ImageFont.load_default(15)
+    degrees = [-50, 50, -35, 35, -65, 65, -20, 20, 0, -90, 90, -135, 135, 180]
+    angles = np.radians(degrees)
+    for radius in _ring_radii(plan):
+        spots = plan.pixels(radius * np.stack([np.cos(angles), np.sin(angles)], axis=1))
+        room = np.minimum(spots - [30, HEADER + 12], np.array(plan.size) - [30, 12] - spots)
+        seen = np.flatnonzero((room > 0).all(axis=1))
+        if len(seen):
+            draw_text(draw, spots[seen[0]], f"{radius:g} m", font, FAINT_TEXT, "mm")
+
+
+def _draw_sensor(draw: ImageDraw.ImageDraw, plan: BevPlan) -> None:
+    """A white arrowhead at the origin that points forward."""
+    middle = plan.pixels(np.zeros(2))
+    shape = (middle + np.array([[0, -11], [8, 9], [0, 4], [-8, 9]])) * FINE
+    draw.polygon([tuple(spot) for spot in shape], fill=(255, 255, 255))
+
+
+def _draw_boxes_from_above(draw: ImageDraw.ImageDraw, scene: Scene, plan: BevPlan) -> None:
+    for group, width in zip(scene.boxes, line_widths(scene), strict=True):
+        color = to_rgb(group.color)
+        for corners, heading in zip(group.corners(), group.headings(), strict=True):
+            outline = plan.pixels(corners[:4, :2]) * FINE
+            tick = plan.pixels(heading[:, :2]) * FINE
+            for start, end in zip(outline, np.roll(outline, -1, axis=0), strict=True):
+                thick_line(draw, start, end, color, width * FINE)
+            thick_line(draw, tick[0], tick[1], color, width * FINE)
+
+
+def _draw_box_texts(draw: ImageDraw.ImageDraw, scene: Scene, plan: BevPlan) -> None:
+    """Scores, and names where a group has several, beside their boxes and not over each other."""
+    font = ImageFont.load_default(15)
+    taken: list[tuple[float, float, float, float]] = []
+    for group in scene.boxes:
+        outlines = plan.pixels(group.corners()[:, :4, :2])
+        for text, outline in zip(_box_texts(group), outlines, strict=True):
+            if text:
+                _text_beside(draw, outline, text, font, to_rgb(group.color), taken, plan.size)
+
+
+def _text_beside(
+    draw: ImageDraw.ImageDraw,
+    outline: Float,
+    text: str,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    color: tuple[int, int, int],
+    taken: list[tuple[float, float, float, float]],
+    size: tuple[int, int],
+) -> None:
+    """Writes right of, left of, above or below an outline (k, 2), wherever there is room."""
+    low, high = outline.min(axis=0), outline.max(axis=0)
+    if (high < [0, HEADER]).any() or (low > np.array(size)).any():
+        return
+    middle = (low + high) / 2
+    choices = [
+        ((high[0] + 7, middle[1]), "lm"),
+        ((low[0] - 7, middle[1]), "rm"),
+        ((middle[0], low[1] - 7), "mb"),
+        ((middle[0], high[1] + 7), "mt"),
+    ]
+    for spot, anchor in choices:
+        left, top, right, bottom = draw.textbbox(spot, text, font=font, anchor=anchor)
+        free = all(
+            right < other[0] or left > other[2] or bottom < other[1] or top > other[3]
+            for other in taken
+        )
+        if free and left >= 0 and right <= size[0] and top >= HEADER and bottom <= size[1]:
+            taken.append((left, top, right, bottom))
+            draw_text(draw, spot, text, font, color, anchor)
+            return
+
+
+def _box_texts(group: BoxGroup) -> list[str]:
+    parts: list[list[str]] = [[] for _ in range(len(group))]
+    if group.names is not None and len(set(group.names)) > 1:
+        parts = [[name] for name in group.names]
+    if group.scores is not None:
+        parts = [[*part, f"{s:.2f}"] for part, s in zip(parts, group.scores, strict=True)]
+    return [" ".join(part) for part in parts]

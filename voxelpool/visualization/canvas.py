@@ -1,0 +1,147 @@
+"""What pictures of every kind share: points as squares, lines, the title and the legend."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from voxelpool.errors import DataError
+from voxelpool.files import atomic_write
+from voxelpool.visualization.scene import BoxGroup, Scene, colormap
+
+Float = NDArray[np.float64]
+
+BACKGROUND = (16, 18, 24)
+RING = (62, 68, 82)
+TEXT = (226, 230, 238)
+FAINT_TEXT = (150, 158, 174)
+HEADER = 56  # pixels above the scene for title and legend
+FINE = 2  # everything is drawn this much larger and then averaged, for smooth edges
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """Raises DataError unless ``size`` is a width and a height, in pixels, of a fair picture."""
+    if len(size) != 2 or not all(isinstance(edge, int) and edge >= 128 for edge in size):
+        raise DataError(f"size must be width and height of at least 128 pixels, got {size}")
+
+
+def splat(
+    spots: Float, colors: NDArray[np.uint8], diameters: Float, size: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """Squares at (n, 2) column, row of the fine picture, later ones over earlier ones."""
+    width, height = size[0] * FINE, size[1] * FINE
+    canvas = np.empty((height, width, 3), np.uint8)
+    canvas[:] = BACKGROUND
+    edges = np.maximum(np.rint(diameters), 1).astype(np.int64)
+    seen = ((spots > -64) & (spots < [width + 64, height + 64])).all(axis=1)
+    spots, colors, edges = spots[seen], colors[seen], edges[seen]
+    if not len(spots):
+        return canvas
+    first = np.floor(spots - (edges[:, None] - 1) / 2).astype(np.int64)
+    rank = np.full(height * width, -1, np.int64)
+    for down in range(edges.max()):
+        for right in range(edges.max()):
+            column, row = first[:, 0] + right, first[:, 1] + down
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            rows = np.flatnonzero(inside & (edges > max(down, right)))
+            np.maximum.at(rank, row[rows] * width + column[rows], rows)
+    hit = rank >= 0
+    canvas.reshape(-1, 3)[hit] = colors[rank[hit]]
+    return canvas
+
+
+def line_widths(scene: Scene) -> list[int]:
+    """Line widths in pixels: earlier groups are wider, so that later ones leave them visible."""
+    return [3 + 3 * min(later, 2) for later in reversed(range(len(scene.boxes)))]
+
+
+def thick_line(
+    draw: ImageDraw.ImageDraw, start: Float, end: Float, color: tuple[int, int, int], width: float
+) -> None:
+    """A line with round ends."""
+    draw.line([tuple(start), tuple(end)], fill=color, width=round(width))
+    for column, row in (start, end):
+        half = (width - 1) / 2
+        draw.ellipse((column - half, row - half, column + half, row + half), fill=color)
+
+
+def draw_text(
+    draw: ImageDraw.ImageDraw,
+    spot: tuple[float, float] | Float,
+    text: str,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    color: tuple[int, int, int],
+    anchor: str,
+) -> None:
+    """Text with a dark rim, legible over points."""
+    at = (round(float(spot[0])), round(float(spot[1])))
+    draw.text(
+        at, text, fill=color, font=font, anchor=anchor, stroke_width=3, stroke_fill=BACKGROUND
+    )
+
+
+def draw_frame(picture: Image.Image, scene: Scene) -> None:
+    """Title, legend and the colours' meaning, above the scene."""
+    draw = ImageDraw.Draw(picture)
+    width = picture.width
+    draw.rectangle((0, 0, width - 1, HEADER - 1), fill=BACKGROUND)
+    draw.line((0, HEADER - 1, width - 1, HEADER - 1), fill=RING)
+    middle = HEADER // 2 - 1
+    font, small = ImageFont.load_default(22), ImageFont.load_default(15)
+    right = width - 18.0
+    right = _draw_color_scale(picture, scene, right, middle, small)
+    for group in reversed(scene.boxes):
+        text = _legend(group)
+        draw.text((right, middle), text, fill=TEXT, font=small, anchor="rm")
+        right -= draw.textlength(text, font=small) + 26
+        swatch = (right, middle - 8, right + 18, middle + 8)
+        draw.rectangle(swatch, outline=to_rgb(group.color), width=3)
+        right -= 24
+    title = scene.title
+    while title and 18 + draw.textlength(title, font=font) > right:
+        title = title[:-2] + "…" if len(title) > 2 else ""
+    draw.text((18, middle), title, fill=TEXT, font=font, anchor="lm")
+
+
+def _legend(group: BoxGroup) -> str:
+    if group.names is not None and len(set(group.names)) == 1:
+        return f"{group.label}: {len(group)} {group.names[0]}"
+    return f"{group.label}: {len(group)}"
+
+
+def _draw_color_scale(
+    picture: Image.Image,
+    scene: Scene,
+    right: float,
+    middle: int,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+) -> float:
+    """Draws what the points' colours mean, ending at ``right``; returns where it begins."""
+    if not len(scene.points):
+        return right
+    draw = ImageDraw.Draw(picture)
+    low, high = scene.limits()
+    unit = "" if scene.color == "reflectance" else " m"
+    ends = [f"{scene.color} {low:.1f}", f"{high:.1f}{unit}"]
+    draw.text((right, middle), ends[1], fill=FAINT_TEXT, font=font, anchor="rm")
+    right -= draw.textlength(ends[1], font=font) + 8
+    bar = np.broadcast_to(colormap(np.linspace(0, 1, 90)), (12, 90, 3))
+    picture.paste(Image.fromarray(np.ascontiguousarray(bar)), (round(right) - 90, middle - 6))
+    right -= 98
+    draw.text((right, middle), ends[0], fill=FAINT_TEXT, font=font, anchor="rm")
+    return right - draw.textlength(ends[0], font=font) - 28
+
+
+def to_rgb(color: tuple[float, float, float]) -> tuple[int, int, int]:
+    """A colour of values from 0 to 1 as one of values from 0 to 255."""
+    red, green, blue = (round(255 * value) for value in color)
+    return red, green, blue
+
+
+def save_png(picture: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Writes the picture whole or not at all."""
+    with atomic_write(path, "wb") as file:
+        picture.save(file, format="PNG")
