@@ -19,6 +19,7 @@ from voxelpool.detection import (
 )
 from voxelpool.nn import RPN, VFE, DenseMiddle, point_features
 from voxelpool.ops import voxelize
+from voxelpool.structures import Voxels
 
 
 class VoxelNet(nn.Module):
@@ -88,11 +89,22 @@ class VoxelNet(nn.Module):
         Raises:
             ValueError: points of another width.
         """
+        voxels = self.voxelize(points, batch, batch_size, seed=seed)
+        return self.predict(points, voxels)
+
+    def voxelize(
+        self, points: Tensor, batch: Tensor | None = None, batch_size: int = 1, *, seed: int = 0
+    ) -> Voxels:
+        """Groups points by voxel as the configuration says; arguments as `forward`.
+
+        Raises:
+            ValueError: points of another width.
+        """
         if points.dim() != 2 or points.shape[1] != self.point_dims:
             raise ValueError(
                 f"points must have shape (N, {self.point_dims}), got {tuple(points.shape)}"
             )
-        voxels = voxelize(
+        return voxelize(
             points,
             self.grid,
             batch=batch,
@@ -101,8 +113,11 @@ class VoxelNet(nn.Module):
             max_voxels=self.config.vfe.max_voxels,
             seed=seed,
         )
+
+    def predict(self, points: Tensor, voxels: Voxels) -> tuple[Tensor, Tensor]:
+        """Scores and residuals, as `forward`, from points that are grouped already."""
         features = self.vfe(point_features(points, voxels), voxels)
-        score_map, residual_map = self.rpn(self.middle(features, voxels.coords, batch_size))
+        score_map, residual_map = self.rpn(self.middle(features, voxels.coords, voxels.batch_size))
         return flatten_maps(score_map, residual_map)
 
     def loss(
@@ -133,9 +148,13 @@ class VoxelNet(nn.Module):
     ) -> list[Detections]:
         """Finds objects; arguments as `forward`, one result a sweep.
 
-        A sweep gives the same boxes alone and in any batch, up to rounding in the convolutions.
+        A sweep gives the same boxes alone and in any batch, up to rounding in the convolutions;
+        one without a point in the grid has none.
         """
-        scores, residuals = self(points, batch, batch_size, seed=seed)
+        voxels = self.voxelize(points, batch, batch_size, seed=seed)
+        scores, residuals = self.predict(points, voxels)
+        occupied = voxels.coords[:, 0].long().bincount(minlength=batch_size) > 0
+        scores = scores.masked_fill(~occupied[:, None], -torch.inf)
         return self.postprocess(scores, residuals, self.anchors, self.anchor_classes)
 
 
