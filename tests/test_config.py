@@ -95,18 +95,18 @@ def test_grid_that_the_strides_do_not_divide() -> None:
 
 
 def test_missing_key_is_named() -> None:
-    with pytest.raises(ConfigError, match="x.yaml: grid: is missing; anchors: is missing"):
+    with pytest.raises(ConfigError, match=r"x\.yaml: grid: is missing; anchors: is missing"):
         parse_config("name: a", source="x.yaml")
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "just words", "", "a: [1"])
 def test_not_a_mapping(text: str) -> None:
-    with pytest.raises(ConfigError, match="x.yaml: "):
+    with pytest.raises(ConfigError, match=r"x\.yaml: "):
         parse_config(text, source="x.yaml")
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="nowhere.yaml: No such file"):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: No such file"):
         load_config(tmp_path / "nowhere.yaml")
 
 

@@ -68,9 +68,11 @@ except OSError as error:
 
 def test_missing_folder_is_named(tmp_path: Path) -> None:
     target = tmp_path / "none" / "a.txt"
-    with pytest.raises(OSError, match="cannot write.*No such file") as caught:
-        with atomic_write(target):
-            pass
+    with (
+        pytest.raises(OSError, match=r"cannot write.*No such file") as caught,
+        atomic_write(target),
+    ):
+        pass
     assert caught.value.filename == str(target)
 
 
