@@ -153,6 +153,8 @@ class VFEConfig(_Block):
     """Output channels of each layer; even, half of them are pooled."""
     out_channels: PositiveInt = 128
     """Output channels of the final fully connected layer."""
+    center_offsets: bool = False
+    """Give each point its offset to the middle of its voxel too, which the paper does not."""
     max_points: PositiveInt = 35
     """T: a voxel that holds more keeps a random sample."""
     max_voxels: PositiveInt | None = None

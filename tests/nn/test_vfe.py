@@ -70,6 +70,16 @@ class NaiveVFE:
         return self.pool(self.fcn(self.vfe.points, x, mask), mask)
 
 
+def test_center_offsets_are_where_points_lie_in_their_voxels() -> None:
+    grid = VoxelGrid((0, -2, -1, 4, 2, 1), (0.5, 1.0, 2.0))
+    points = torch.tensor([[0.1, -1.2, 0.3, 0.5], [0.4, -1.9, -0.3, 0.7], [3.6, 1.5, 0.9, 0.1]])
+    voxels = voxelize(points, grid)
+    code = point_features(points, voxels, center_offsets=True)
+    assert torch.equal(code[:, :7], point_features(points, voxels))
+    expected = torch.tensor([[-0.15, 0.3, 0.3], [0.15, -0.4, -0.3], [-0.15, 0.0, 0.9]])
+    torch.testing.assert_close(code[:, 7:], expected, atol=1e-6, rtol=1e-6)
+
+
 def test_point_features_are_point_and_offset_to_voxel_mean(device):
     points, voxels = make_voxels(device)
     features = point_features(points, voxels)

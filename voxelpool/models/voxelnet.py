@@ -39,7 +39,8 @@ class VoxelNet(nn.Module):
         self.point_dims = point_dims
         self.grid = config.grid.to_grid()
         depth, height, width = self.grid.shape
-        self.vfe = VFE(point_dims + 3, config.vfe.channels, config.vfe.out_channels)
+        code_dims = point_dims + (6 if config.vfe.center_offsets else 3)
+        self.vfe = VFE(code_dims, config.vfe.channels, config.vfe.out_channels)
         self.middle = DenseMiddle(
             config.vfe.out_channels, config.middle.channels, grid_shape=(depth, height, width)
         )
@@ -116,7 +117,8 @@ class VoxelNet(nn.Module):
 
     def predict(self, points: Tensor, voxels: Voxels) -> tuple[Tensor, Tensor]:
         """Scores and residuals, as `forward`, from points that are grouped already."""
-        features = self.vfe(point_features(points, voxels), voxels)
+        code = point_features(points, voxels, center_offsets=self.config.vfe.center_offsets)
+        features = self.vfe(code, voxels)
         score_map, residual_map = self.rpn(self.middle(features, voxels.coords, voxels.batch_size))
         return flatten_maps(score_map, residual_map)
 

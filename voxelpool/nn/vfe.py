@@ -18,17 +18,19 @@ from voxelpool.ops import segment_max, segment_mean
 from voxelpool.structures import Voxels
 
 
-def point_features(points: Tensor, voxels: Voxels) -> Tensor:
+def point_features(points: Tensor, voxels: Voxels, *, center_offsets: bool = False) -> Tensor:
     """Code each packed point as the paper does: its own columns, then its offset to the voxel mean.
 
     Args:
         points: (N, 3 + E) float, x, y, z in metres and E further columns (KITTI: reflectance).
         voxels: voxels made from these points.
+        center_offsets: also the offset to the middle of the voxel, as PointPillars has it in x
+            and y; where a point lies in its voxel is hard to tell from coordinates of many metres.
 
     Returns:
         (M, 6 + E) float: the points in the order of ``voxels.point_index``, followed by x, y, z
         minus the mean x, y, z of the points kept in the same voxel. With KITTI's four columns
-        these are the paper's seven inputs.
+        these are the paper's seven inputs. (M, 9 + E) with center offsets.
 
     Raises:
         ValueError: if ``points`` is not (N, >=3).
@@ -38,7 +40,13 @@ def point_features(points: Tensor, voxels: Voxels) -> Tensor:
     packed = points.index_select(0, voxels.point_index)
     mean = segment_mean(packed[:, :3], voxels.offsets)
     offset = packed[:, :3] - mean.index_select(0, voxels.voxel_of_point())
-    return torch.cat([packed, offset], dim=1)
+    columns = [packed, offset]
+    if center_offsets:
+        size = packed.new_tensor(voxels.grid.voxel_size)
+        low = packed.new_tensor(voxels.grid.range[:3])
+        centers = (voxels.coords[:, [3, 2, 1]].to(packed) + 0.5) * size + low
+        columns.append(packed[:, :3] - centers.index_select(0, voxels.voxel_of_point()))
+    return torch.cat(columns, dim=1)
 
 
 class PackedBatchNorm(nn.BatchNorm1d):
