@@ -47,10 +47,12 @@ class Scene:
 
     Attributes:
         statics: everything that is not labelled, ground included, in the LiDAR frame.
+        shade: (T,) how bright each triangle of statics is relative to its material.
         objects: what is.
     """
 
     statics: Mesh
+    shade: Float
     objects: list[SceneObject]
 
     @property
@@ -236,4 +238,6 @@ class Site:
 
     def finish(self) -> Scene:
         """The scene as laid out so far."""
-        return Scene(merge(self.statics), self.objects)
+        sizes = [len(mesh.triangles) for mesh in self.statics]
+        shade = np.exp(self.rng.normal(0, 0.2, len(sizes)))
+        return Scene(merge(self.statics), np.repeat(shade, sizes), self.objects)

@@ -25,18 +25,32 @@ RANGE_NOISE = 0.009
 # Elevation of the beams in degrees, as seen from the origin of the point cloud.
 ELEVATION = np.concatenate([np.linspace(2.0, -8.33, 32), np.linspace(-8.83, -24.33, 32)]) + 0.6
 
+# The first ring (from the top) that the sensor's own car stops, by azimuth in degrees.
+_CAR_OUTLINE = np.array(
+    [
+        *((0, 57.0), (8, 58.5), (15, 60.5), (25, 63.5), (31, 62.5), (38, 62.5), (43, 64.5)),
+        *((118, 64.5), (124, 63.0), (130, 60.5), (138, 60.5), (143, 63.0), (149, 63.0)),
+        *((154, 58.0), (162, 54.0), (170, 52.3), (190, 52.3), (200, 54.5), (208, 59.5)),
+        *((214, 63.0), (222, 61.5), (230, 60.0), (238, 60.5), (241, 64.5), (268, 64.5)),
+        *((277, 62.0), (280, 49.0), (299, 49.5), (302, 63.5), (320, 62.0), (328, 63.0)),
+        *((338, 63.5), (345, 60.5), (352, 58.5), (360, 57.0)),
+    ]
+).T
+# Middle and half width of its masts in degrees, and the rings that they stop.
+_CAR_MASTS = ((155.5, 4.0, 41, 50), (205.5, 4.5, 42, 51))
+
 # Material: (reflectance at normal incidence, its spread, share of rays without a return).
 SURFACES: dict[Material, tuple[float, float, float]] = {
-    M.ASPHALT: (0.27, 0.07, 0.01),
-    M.PAVEMENT: (0.33, 0.06, 0.01),
-    M.GRASS: (0.38, 0.09, 0.02),
-    M.SOIL: (0.28, 0.08, 0.02),
-    M.MARKING: (0.55, 0.10, 0.00),
-    M.FACADE: (0.35, 0.08, 0.01),
+    M.ASPHALT: (0.33, 0.07, 0.01),
+    M.PAVEMENT: (0.40, 0.07, 0.01),
+    M.GRASS: (0.44, 0.09, 0.02),
+    M.SOIL: (0.36, 0.08, 0.02),
+    M.MARKING: (0.60, 0.10, 0.00),
+    M.FACADE: (0.42, 0.09, 0.01),
     M.WINDOW: (0.10, 0.15, 0.55),
-    M.WOOD: (0.28, 0.09, 0.03),
-    M.LEAF: (0.30, 0.14, 0.06),
-    M.METAL: (0.30, 0.18, 0.06),
+    M.WOOD: (0.36, 0.10, 0.03),
+    M.LEAF: (0.38, 0.15, 0.06),
+    M.METAL: (0.36, 0.18, 0.06),
     M.SIGN: (0.85, 0.12, 0.00),
     M.PAINT: (1.00, 0.08, 0.08),  # times the object's colour
     M.GLASS: (0.08, 0.10, 0.78),
@@ -44,8 +58,11 @@ SURFACES: dict[Material, tuple[float, float, float]] = {
     M.PLATE: (0.90, 0.10, 0.00),
     M.CLOTH: (1.00, 0.08, 0.03),  # times the object's colour
     M.SKIN: (0.40, 0.08, 0.02),
-    M.PLASTIC: (0.22, 0.12, 0.06),
+    M.PLASTIC: (0.28, 0.13, 0.06),
 }
+# By distance in metres: how reflectance is scaled, and how much of it is reported as zero.
+_GAIN = np.array([(0, 0.85), (6, 0.95), (14, 1.2), (30, 1.0), (80, 0.5)]).T
+_DARK = np.array([(0, 0.2), (4, 0.17), (6, 0.10), (14, 0.04), (25, 0.1), (55, 0.65), (80, 0.75)]).T
 _TABLE = np.array([SURFACES[material] for material in Material])
 _COLOURED = np.isin(np.arange(len(_TABLE)), (M.PAINT, M.CLOTH))
 
@@ -69,17 +86,32 @@ class Sweep:
 
 
 def directions(rng: np.random.Generator) -> Float32:
-    """(F, 3) unit vectors of a turn's firings, ring by ring, azimuth increasing from 0."""
-    columns = int(rng.integers(2050, 2120))
+    """(F, 3) unit vectors of a turn's firings, ring by ring, azimuth increasing from 0.
+
+    Firings that the carrying car's own body stops are left out.
+    """
+    columns = int(rng.integers(2145, 2185))
     elevation = np.radians(ELEVATION + rng.normal(0, 0.12) + rng.normal(0, 0.015, RINGS))
-    step = 2 * np.pi / columns
-    azimuth = (np.arange(columns) + rng.uniform(0, 1, (RINGS, 1))) * step
-    cos = np.cos(elevation)[:, None]
+    start = rng.uniform(0, 1, (RINGS, 1))
+    azimuth = ((np.arange(columns) + start) * (2 * np.pi / columns)).astype(np.float32)
+    cos = np.cos(elevation, dtype=np.float32)[:, None]
     rays = np.empty((RINGS, columns, 3), np.float32)
     rays[..., 0] = np.cos(azimuth) * cos
     rays[..., 1] = np.sin(azimuth) * cos
     rays[..., 2] = np.sin(elevation)[:, None]
-    return rays.reshape(-1, 3)
+    return rays[_free_of_car(rng, columns)]
+
+
+def _free_of_car(rng: np.random.Generator, columns: int) -> NDArray[np.bool_]:
+    """(RINGS, columns) whether a firing passes bonnet, roof and masts of the sensor's own car."""
+    degrees = np.arange(columns) * (360 / columns)
+    lowest = np.interp(degrees, *_CAR_OUTLINE) + rng.normal(0, 0.25)
+    ring = np.arange(RINGS)[:, None]
+    free = ring < lowest + rng.normal(0, 0.3, columns)
+    for middle, half, first, last in _CAR_MASTS:
+        mast = np.abs(degrees - middle - rng.normal(0, 1.0)) < half
+        free &= ~(mast & (ring >= first) & (ring < last))
+    return free
 
 
 def _scene(meshes: list[Any]) -> Any:
@@ -119,8 +151,11 @@ def scan(rng: np.random.Generator, scene: Scene) -> Sweep:
     colours = np.array([thing.colour for thing in scene.objects] + [0.3])
 
     base, spread, loss = _TABLE[material].T
+    scene_gain = np.exp(rng.normal(0, 0.11))
+    shade = np.concatenate([scene.shade, np.ones(len(whole.triangles) - len(scene.shade))])
     base = np.where(_COLOURED[material], base * colours[owner], base)
-    bright = base * (0.55 + 0.45 * cosine) * (1.0 - 0.006 * distance)
+    base *= scene_gain * shade[primitive]
+    bright = base * (0.62 + 0.38 * cosine) * np.interp(distance, *_GAIN)
     # What little comes back from far away or at a grazing angle is lost more often.
     faint = np.clip(0.02 + (distance / 80) ** 2 * 0.35 + 0.35 * (cosine < 0.03), 0, 1)
     lost = 1 - (1 - loss) * (1 - faint * np.clip(1.15 - bright, 0.2, 1.0))
@@ -129,12 +164,17 @@ def scan(rng: np.random.Generator, scene: Scene) -> Sweep:
     noise = rng.standard_normal((2, len(hit)))
     distance += RANGE_NOISE * noise[0]
     reflectance = bright + spread * noise[1] - 0.02
-    reflectance[rng.random(len(hit)) < 0.07 + 0.004 * distance] = 0.0
+    dark = np.interp(distance, *_DARK) * rng.uniform(0.4, 1.6)
+    reflectance[rng.random(len(hit)) < dark] = 0.0
     points = np.empty((len(hit), 4))
     points[:, :3] = np.round(direction * distance[:, None], 3)
     points[:, 3] = np.clip(np.round(reflectance, 2), 0.0, 0.99)
     share, aimed = _visibility(scene, packed, hit, owner)
     return Sweep(points[kept].astype(np.float32), owner[kept], share, aimed)
+
+
+def _wrap(angle: Any) -> Any:
+    return np.mod(angle + np.pi, 2 * np.pi) - np.pi
 
 
 def _visibility(
@@ -149,23 +189,17 @@ def _visibility(
 
         # Only rays into the objects' angular bounds are followed through all objects.
         wanted = np.zeros(len(packed), bool)
-        rays = packed[:, 3:].reshape(RINGS, -1, 3)
-        columns = rays.shape[1]
-        elevation = rays[:, 0, 2]
+        azimuth = np.arctan2(packed[:, 4], packed[:, 3])
         for thing in scene.objects:
             v = thing.mesh.vertices
-            azimuth = np.arctan2(v[:, 1], v[:, 0])
             middle = np.arctan2(thing.box[1], thing.box[0])
-            relative = np.mod(azimuth - middle + np.pi, 2 * np.pi) - np.pi
+            relative = _wrap(np.arctan2(v[:, 1], v[:, 0]) - middle)
             sine = v[:, 2] / np.sqrt((v**2).sum(axis=1))
-            first = int(np.floor((middle + relative.min()) / (2 * np.pi) * columns)) - 2
-            last = int(np.ceil((middle + relative.max()) / (2 * np.pi) * columns)) + 2
             rows = np.flatnonzero(
-                (elevation >= sine.min() - 0.01) & (elevation <= sine.max() + 0.01)
+                (packed[:, 5] > sine.min() - 0.01) & (packed[:, 5] < sine.max() + 0.01)
             )
-            if len(rows):
-                grid = wanted.reshape(RINGS, columns)
-                grid[rows[:, None], np.arange(first, last) % columns] = True
+            aside = _wrap(azimuth[rows] - middle)
+            wanted[rows[(aside > relative.min() - 0.01) & (aside < relative.max() + 0.01)]] = True
         caster, _ = _scene([thing.mesh for thing in scene.objects])
         chosen = np.flatnonzero(wanted)
         answer = caster.list_intersections(o3d.core.Tensor(packed[chosen]), nthreads=1)
