@@ -21,7 +21,7 @@ _MIN_HEIGHT = 6.0
 _LABEL_HEIGHT = 14.0
 _LABEL_POINTS = 3
 # Share of the objects with fewer points that are labelled all the same.
-_LABELLED_WITHOUT_POINTS = 0.2
+_LABELLED_WITHOUT_POINTS = 0.25
 
 # Focal length (px), principal point (px), P2's and P3's last columns as in KITTI's recordings.
 _CAMERAS = (

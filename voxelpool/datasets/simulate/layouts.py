@@ -52,8 +52,8 @@ def _traffic(
 ) -> None:
     """Vehicles in a lane, on average ``gap`` metres apart."""
     rng = site.rng
-    s = first + rng.exponential(gap)
-    while s < EXTENT - 8:
+    s, last = first + rng.exponential(gap), rng.uniform(35, EXTENT - 8)
+    while s < last:
         name = _vehicle(rng, heavy)
         size = objects.draw_size(rng, name)
         yaw = rng.normal(0, 0.02) + (0 if direction > 0 else np.pi)
@@ -98,8 +98,8 @@ def _walkers(
     """People on foot in a band beside the road."""
     rng = site.rng
     for _ in range(rng.poisson(count)):
-        s, t = rng.uniform(4, 55), rng.uniform(*sorted(band))
-        yaw = rng.normal(0, 0.3) + np.pi * rng.integers(2)
+        s, t = rng.uniform(4, 55), rng.uniform(min(band), max(band))
+        yaw = float(rng.normal(0, 0.3) + np.pi * rng.integers(2))
         if rng.random() < 0.15:
             yaw = rng.uniform(-np.pi, np.pi)
         number = 1 + int(rng.random() < group) + int(rng.random() < group * 0.4)
@@ -113,7 +113,7 @@ def _walkers(
 def _cyclists(site: Site, count: float, ts: tuple[float, ...]) -> None:
     rng = site.rng
     for _ in range(rng.poisson(count)):
-        t = float(rng.choice(ts)) + rng.normal(0, 0.3)
+        t = float(rng.choice(ts) + rng.normal(0, 0.3))
         yaw = rng.normal(0, 0.1) + (0 if (t < 0) == (rng.random() < 0.85) else np.pi)
         site.add_object("Cyclist", rng.uniform(5, 50), t, yaw, margin=0.05)
 
@@ -146,7 +146,19 @@ def _furniture(
             mesh, footprint = statics.container(rng)
             yaw = rng.choice([0.0, np.pi / 2])
             site.add_static(mesh, footprint, s, t + side * 0.5 * footprint[1], yaw, raised=raised)
-        s += rng.exponential(9 / dense) + 2.5
+        s += rng.exponential(6 / dense) + 2.0
+
+
+def _shrubs(site: Site, t: float, side: int, depth: float, count: float) -> None:
+    """Bushes and small trees where there is room in a strip beside the road."""
+    rng = site.rng
+    for _ in range(rng.poisson(count)):
+        s, at = rng.uniform(-5, 45), t + side * rng.uniform(0.5, depth)
+        if rng.random() < 0.8:
+            l, w, h = rng.uniform(0.8, 3.5), rng.uniform(0.8, 2.0), rng.uniform(0.6, 2.4)  # noqa: E741
+            site.add_static(statics.bush(rng, l, w, h), (l, w), s, at, rng.uniform(0, 3))
+        else:
+            site.add_static(statics.conifer(rng, rng.uniform(2, 6)), (0.8, 0.8), s, at)
 
 
 def _plots(site: Site, t: float, side: int, stretch: tuple[float, float], kind: str) -> None:
@@ -165,7 +177,7 @@ def _plots(site: Site, t: float, side: int, stretch: tuple[float, float], kind: 
             setback = rng.uniform(0.5, 8)
             front = rng.random()
             edge = t + side * 0.3
-            if front < 0.3:
+            if front < 0.4:
                 h = rng.uniform(0.8, 2.0)
                 site.add_static(
                     statics.hedge(rng, length - 2, 0.9, h),
@@ -173,14 +185,14 @@ def _plots(site: Site, t: float, side: int, stretch: tuple[float, float], kind: 
                     middle,
                     edge + side * 0.3,
                 )
-            elif front < 0.5:
+            elif front < 0.58:
                 site.add_static(
                     statics.fence(length - 1, rng.uniform(0.8, 1.6)),
                     (length - 1, 0.2),
                     middle,
                     edge,
                 )
-            elif front < 0.7:
+            elif front < 0.82:
                 wall = statics.wall(length - 1, rng.uniform(0.5, 2.0))
                 site.add_static(wall, (length - 1, 0.3), middle, edge)
             if setback > 3:
@@ -248,15 +260,16 @@ def _residential(rng: np.random.Generator) -> Site:
     if rng.random() < 0.4:
         _traffic(site, -half / 2, 1, 60, first=8)
     for side in (-1, 1):
-        full = rng.choice([0.0, 0.15, 0.4, 0.75], p=(0.25, 0.3, 0.25, 0.2))
+        full = rng.choice([0.0, 0.15, 0.4, 0.75], p=(0.2, 0.2, 0.3, 0.3))
         for start, end in _segments(cross, 6.0):
             site.strip((side * verge, side * (verge + walk)), (start, end), _KERB, M.PAVEMENT)
             if verge > half:
-                stretch = (max(start, _BEHIND), min(end, 75))
+                stretch = (max(start, _BEHIND), min(end, rng.uniform(20, 70)))
                 _parked(site, side * (half + 1.0), stretch, full, direction=-side)
             edge = verge + walk
             _furniture(site, side * (verge + 0.5), side, (start, end), _KERB, trees=0.25)
             _plots(site, side * edge, side, (start, end), "residential")
+        _shrubs(site, side * (verge + walk), side, 7.0, 42)
         _walkers(site, 0.35, (side * (verge + 0.8), side * (verge + walk)), _KERB)
     _cyclists(site, 0.3, (-half + 0.7, half - 0.7))
     _backdrop(site, 32)
@@ -298,10 +311,12 @@ def _city(rng: np.random.Generator) -> Site:
     for side in (-1, 1):
         for start, end in _segments(cross, 9.0):
             site.strip((side * half, side * (half + walk)), (start, end), _KERB, M.PAVEMENT)
-            if rng.random() < 0.25:
-                _parked(site, side * (half + 1.2), (max(start, _BEHIND), min(end, 70)), 0.5)
+            if rng.random() < 0.3:
+                stretch = (max(start, _BEHIND), min(end, rng.uniform(20, 60)))
+                _parked(site, side * (half + 1.2), stretch, 0.5)
             _furniture(site, side * (half + 0.6), side, (start, end), _KERB, trees=0.3, dense=1.3)
             _plots(site, side * (half + walk), side, (start, end), "city")
+        _shrubs(site, side * half, side, walk + 4.0, 22)
         _walkers(site, 1.0, (side * (half + 0.5), side * (half + walk)), _KERB)
     if cross is not None:
         _walkers(site, 0.8, (-half, half), 0.0)
@@ -325,6 +340,7 @@ def _country(rng: np.random.Generator) -> Site:
         if rng.random() < 0.3:
             _parked(site, side * (half + 3.0), (5, 45), 0.4, square=rng.random() < 0.5)
         _furniture(site, side * edge, side, (-70, 75), 0.0, trees=0.3, dense=0.7)
+        _shrubs(site, side * edge, side, 7.0, 40)
         _wood(site, side, edge + 1.0, edge + 24, rng.uniform(0.3, 1.0))
         if rng.random() < 0.4:
             _plots(site, side * (edge + 4), side, (-60, 70), "residential")
@@ -336,7 +352,7 @@ def _country(rng: np.random.Generator) -> Site:
 def _wood(site: Site, side: int, near: float, far: float, dense: float) -> None:
     """Trees, conifers and bushes scattered in a band."""
     rng = site.rng
-    for _ in range(rng.poisson(42 * dense)):
+    for _ in range(rng.poisson(60 * dense)):
         s, t = rng.uniform(-70, 78), side * (near + (far - near) * rng.random() ** 1.5)
         kind = rng.random()
         if kind < 0.4:
@@ -382,7 +398,7 @@ def _car_park(rng: np.random.Generator) -> Site:
     site.statics.append(site.ground.mesh(M.ASPHALT, 0.0))
     full = rng.choice([0.15, 0.35, 0.6])
     square = rng.random() < 0.8
-    last = float(rng.uniform(25, 60))
+    last = float(rng.uniform(15, 45))
     for side in (-1, 1):
         first = 5.6 if square else 4.0
         _parked(site, side * first, (-20, last), full, square=square)
@@ -391,6 +407,7 @@ def _car_park(rng: np.random.Generator) -> Site:
         _furniture(site, side * (first + 9), side, (-60, 70), 0.0, trees=0.4)
         _plots(site, side * (first + 14), side, (-75, 75), rng.choice(["city", "residential"]))
         _walkers(site, 0.25, (side * 2.0, side * 15), 0.0)
+        _shrubs(site, side * (first + 6), side, 12.0, 20)
     if rng.random() < 0.4:
         _traffic(site, float(rng.normal(0, 1)), 1 if rng.random() < 0.5 else -1, 60, first=10)
     _backdrop(site, 40)

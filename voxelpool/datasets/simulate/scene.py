@@ -239,5 +239,5 @@ class Site:
     def finish(self) -> Scene:
         """The scene as laid out so far."""
         sizes = [len(mesh.triangles) for mesh in self.statics]
-        shade = np.exp(self.rng.normal(0, 0.2, len(sizes)))
+        shade = np.exp(self.rng.normal(0, 0.13, len(sizes)))
         return Scene(merge(self.statics), np.repeat(shade, sizes), self.objects)

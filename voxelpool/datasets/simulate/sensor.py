@@ -47,13 +47,13 @@ SURFACES: dict[Material, tuple[float, float, float]] = {
     M.SOIL: (0.36, 0.08, 0.02),
     M.MARKING: (0.60, 0.10, 0.00),
     M.FACADE: (0.42, 0.09, 0.01),
-    M.WINDOW: (0.10, 0.15, 0.55),
+    M.WINDOW: (0.10, 0.15, 0.40),
     M.WOOD: (0.36, 0.10, 0.03),
-    M.LEAF: (0.38, 0.15, 0.06),
+    M.LEAF: (0.38, 0.15, 0.04),
     M.METAL: (0.36, 0.18, 0.06),
     M.SIGN: (0.85, 0.12, 0.00),
     M.PAINT: (1.00, 0.08, 0.08),  # times the object's colour
-    M.GLASS: (0.08, 0.10, 0.78),
+    M.GLASS: (0.08, 0.10, 0.62),
     M.TYRE: (0.06, 0.05, 0.20),
     M.PLATE: (0.90, 0.10, 0.00),
     M.CLOTH: (1.00, 0.08, 0.03),  # times the object's colour
@@ -91,7 +91,7 @@ def directions(rng: np.random.Generator) -> Float32:
     Firings that the carrying car's own body stops are left out.
     """
     columns = int(rng.integers(2145, 2185))
-    elevation = np.radians(ELEVATION + rng.normal(0, 0.12) + rng.normal(0, 0.015, RINGS))
+    elevation = np.radians(ELEVATION + rng.normal(0.05, 0.2) + rng.normal(0, 0.015, RINGS))
     start = rng.uniform(0, 1, (RINGS, 1))
     azimuth = ((np.arange(columns) + start) * (2 * np.pi / columns)).astype(np.float32)
     cos = np.cos(elevation, dtype=np.float32)[:, None]
@@ -151,20 +151,20 @@ def scan(rng: np.random.Generator, scene: Scene) -> Sweep:
     colours = np.array([thing.colour for thing in scene.objects] + [0.3])
 
     base, spread, loss = _TABLE[material].T
-    scene_gain = np.exp(rng.normal(0, 0.11))
+    scene_gain = np.exp(rng.normal(0, 0.07))
     shade = np.concatenate([scene.shade, np.ones(len(whole.triangles) - len(scene.shade))])
     base = np.where(_COLOURED[material], base * colours[owner], base)
     base *= scene_gain * shade[primitive]
     bright = base * (0.62 + 0.38 * cosine) * np.interp(distance, *_GAIN)
     # What little comes back from far away or at a grazing angle is lost more often.
-    faint = np.clip(0.02 + (distance / 80) ** 2 * 0.35 + 0.35 * (cosine < 0.03), 0, 1)
+    faint = np.clip(0.01 + (distance / 80) ** 2 * 0.2 + 0.15 * (cosine < 0.03), 0, 1)
     lost = 1 - (1 - loss) * (1 - faint * np.clip(1.15 - bright, 0.2, 1.0))
     kept = rng.random(len(hit)) >= lost
 
     noise = rng.standard_normal((2, len(hit)))
     distance += RANGE_NOISE * noise[0]
     reflectance = bright + spread * noise[1] - 0.02
-    dark = np.interp(distance, *_DARK) * rng.uniform(0.4, 1.6)
+    dark = np.interp(distance, *_DARK) * rng.uniform(0.5, 1.5)
     reflectance[rng.random(len(hit)) < dark] = 0.0
     points = np.empty((len(hit), 4))
     points[:, :3] = np.round(direction * distance[:, None], 3)
