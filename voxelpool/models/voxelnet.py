@@ -41,6 +41,7 @@ class VoxelNet(nn.Module):
         depth, height, width = self.grid.shape
         code_dims = point_dims + (6 if config.vfe.center_offsets else 3)
         self.vfe = VFE(code_dims, config.vfe.channels, config.vfe.out_channels)
+        self.vfe.scale_inputs(self._input_scales())
         self.middle = DenseMiddle(
             config.vfe.out_channels, config.middle.channels, grid_shape=(depth, height, width)
         )
@@ -71,6 +72,14 @@ class VoxelNet(nn.Module):
             nms_pre=config.postprocess.nms_pre,
             max_detections=config.postprocess.max_detections,
         )
+
+    def _input_scales(self) -> list[float]:
+        """Roughly the spread of each column of the point code, metres or reflectance."""
+        low, high, size = self.grid.range[:3], self.grid.range[3:], self.grid.voxel_size
+        coordinates = [(above - below) / 4 for below, above in zip(low, high, strict=True)]
+        offsets = [length / 4 for length in size]
+        scales = coordinates + [0.3] * (self.point_dims - 3) + offsets
+        return scales + offsets if self.config.vfe.center_offsets else scales
 
     def forward(
         self, points: Tensor, batch: Tensor | None = None, batch_size: int = 1, *, seed: int = 0

@@ -171,6 +171,25 @@ class VFE(nn.Module):
             widths[-1], out_channels, norm_eps=norm_eps, norm_momentum=norm_momentum
         )
 
+    @torch.no_grad()
+    def scale_inputs(self, scales: Sequence[float]) -> None:
+        """Divide the first layer's initial weights by the spread of each input column.
+
+        Coordinates span tens of metres, offsets in a voxel a few centimetres; with equal weights
+        the BatchNorm that follows would drown the latter in the former. The function that the
+        network can learn stays the same.
+
+        Args:
+            scales: typical size of each of the in_channels inputs.
+
+        Raises:
+            ValueError: another number of scales, or one that is not positive.
+        """
+        if len(scales) != self.in_channels or not all(scale > 0 for scale in scales):
+            raise ValueError(f"scales must be {self.in_channels} positive numbers, got {scales}")
+        first = next(module for module in self.modules() if isinstance(module, nn.Linear))
+        first.weight /= first.weight.new_tensor(scales)
+
     def forward(self, features: Tensor, voxels: Voxels) -> Tensor:
         """Encode the voxels.
 
