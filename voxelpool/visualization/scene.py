@@ -20,6 +20,13 @@ _COLORMAP = np.array(
     [[58, 76, 160], [46, 120, 190], [42, 160, 170], [96, 196, 128], [190, 220, 96], [252, 240, 170]]
 )
 
+# Pairs of corners, as `BoxGroup.corners` numbers them.
+_EDGES = (
+    *((0, 1), (1, 2), (2, 3), (3, 0)),
+    *((4, 5), (5, 6), (6, 7), (7, 4)),
+    *((0, 4), (1, 5), (2, 6), (3, 7)),
+)
+
 
 @dataclass(frozen=True, eq=False)
 class BoxGroup:
@@ -84,6 +91,12 @@ class BoxGroup:
         tip = base.copy()
         tip[:, :2] += along * np.maximum(0.4 * self.boxes[:, 3:4], 0.6)
         return np.stack([base, tip], axis=1)
+
+    def segments(self) -> NDArray[np.float64]:
+        """(13 n, 2, 3) ends of all lines to draw: twelve edges and the heading of each box."""
+        corners = self.corners()
+        lines = [corners[:, edge] for edge in _EDGES] + [self.headings()]
+        return np.concatenate(lines).reshape(-1, 2, 3)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,6 @@ import numpy as np
 
 from voxelpool.errors import VoxelpoolError
 from voxelpool.visualization.canvas import BACKGROUND
-from voxelpool.visualization.perspective import EDGES
 from voxelpool.visualization.scene import Scene
 
 
@@ -28,8 +27,7 @@ def show(scene: Scene) -> None:
     points.colors = o3d.utility.Vector3dVector(scene.colors() / 255.0)
     shapes = [points]
     for group in scene.boxes:
-        corners = group.corners()
-        segments = np.concatenate([corners[:, edge] for edge in EDGES] + [group.headings()])
+        segments = group.segments()
         lines = o3d.geometry.LineSet(
             o3d.utility.Vector3dVector(segments.reshape(-1, 3)),
             o3d.utility.Vector2iVector(np.arange(2 * len(segments)).reshape(-1, 2)),
