@@ -60,6 +60,13 @@ SURFACES: dict[Material, tuple[float, float, float]] = {
     M.SKIN: (0.40, 0.08, 0.02),
     M.PLASTIC: (0.28, 0.13, 0.06),
 }
+# Unevenness in metres of unlabelled things whose meshes are too smooth; at a grazing angle it
+# moves a return along the ray by a multiple of it.
+_ROUGHNESS = np.zeros(len(Material))
+_ROUGHNESS[[M.ASPHALT, M.PAVEMENT, M.MARKING]] = 0.002
+_ROUGHNESS[[M.GRASS, M.SOIL]] = 0.01
+_ROUGHNESS[[M.FACADE, M.WINDOW]] = 0.04
+_ROUGHNESS[[M.WOOD, M.LEAF]] = 0.08
 # By distance in metres: how reflectance is scaled, and how much of it is reported as zero.
 _GAIN = np.array([(0, 0.85), (6, 0.95), (14, 1.2), (30, 1.0), (80, 0.5)]).T
 _DARK = np.array([(0, 0.2), (4, 0.17), (6, 0.10), (14, 0.04), (25, 0.1), (55, 0.65), (80, 0.75)]).T
@@ -162,7 +169,9 @@ def scan(rng: np.random.Generator, scene: Scene) -> Sweep:
     kept = rng.random(len(hit)) >= lost
 
     noise = rng.standard_normal((2, len(hit)))
-    distance += RANGE_NOISE * noise[0]
+    rough = _ROUGHNESS[material] * (owner < 0) / np.maximum(cosine, 0.05)
+    distance += np.hypot(RANGE_NOISE, np.minimum(rough, 0.3)) * noise[0]
+    np.clip(distance, *RANGE, out=distance)
     reflectance = bright + spread * noise[1] - 0.02
     dark = np.interp(distance, *_DARK) * rng.uniform(0.5, 1.5)
     reflectance[rng.random(len(hit)) < dark] = 0.0

@@ -29,7 +29,7 @@ from voxelpool.files import atomic_write, refuse_existing
 
 SETTINGS_FILE = "simulate.json"
 # Frames of another version of the simulator do not continue a data set.
-VERSION = 3
+VERSION = 4
 _FOLDERS = ("velodyne", "label_2", "calib")
 # No KITTI frame is without an object; a scene without one is drawn again.
 _ATTEMPTS = 50
