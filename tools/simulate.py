@@ -10,6 +10,7 @@ from _cli import console, progress, run
 from rich.markup import escape
 
 from voxelpool.datasets.simulate import Settings, prepare, write_frames
+from voxelpool.errors import ConfigError
 
 
 def main(
@@ -31,6 +32,8 @@ def main(
 
     Example: python tools/simulate.py data/simulated --frames 720 --val-frames 120 --workers 2
     """
+    if workers < 1:
+        raise ConfigError(f"workers must be at least 1, got {workers}")
     missing = prepare(out, Settings(frames, val_frames, seed), resume=resume)
     if not missing:
         console.print(escape(f"{out}: all {frames} frames are there"), highlight=False)
