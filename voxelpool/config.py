@@ -192,6 +192,10 @@ class LossConfig(_Block):
     negative_weight: NonNegativeFloat = 1.0
     """beta"""
     residual_weight: NonNegativeFloat = 1.0
+    code_weights: tuple[NonNegativeFloat, ...] = Field(
+        default=(1.0,) * 7, min_length=7, max_length=7
+    )
+    """What the differences of x, y, z, length, width, height and yaw are multiplied by."""
     smooth_l1_beta: PositiveFloat = 1.0 / 9.0
     """Where SmoothL1 turns from square to linear; the paper is silent, this is SECOND's."""
     angle: Literal["difference", "sine"] = "difference"

@@ -51,6 +51,18 @@ def test_weights():
     assert parts["residual"].item() == pytest.approx(4 * 7 * 0.5)
 
 
+def test_code_weights_multiply_differences():
+    residuals = torch.tensor([[[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]]])
+    weights = (1.0, 0.0, 4.0, 1.0, 2.0, 0.5, 1.0)
+    loss = DetectionLoss(smooth_l1_beta=1.0, code_weights=weights)
+    part = loss(torch.zeros(1, 1), residuals, make_targets([[1]]))["residual"]
+    # 0.5 d^2 below 1, d - 0.5 above: 0.1, 0, 1.2, 0.4, 1.0, 0.3, 0.7.
+    expected = 0.5 * (0.01 + 0.16 + 0.09 + 0.49) + 0.7 + 0.5
+    assert part.item() == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(ValueError, match="7 numbers, got 3"):
+        DetectionLoss(code_weights=(1, 1, 1))
+
+
 def test_sine_is_blind_to_half_turns_alone():
     residuals = torch.zeros(1, 1, 7)
     targets = make_targets([[1]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -25,6 +26,8 @@ class DetectionLoss(nn.Module):
         positive_weight: alpha, 1.5 in the paper.
         negative_weight: beta, 1 in the paper.
         residual_weight: weight of the last term, 1 in the paper.
+        code_weights: what the differences of x, y, z, length, width, height and yaw are multiplied
+            by before SmoothL1; the paper has none.
         smooth_l1_beta: where SmoothL1 turns from quadratic to linear. The paper does not say;
             1/9 (sigma = 3) is what most that follow it use. Must be positive.
         angle: ``difference`` is the paper's, SmoothL1 of the angle's error. ``sine`` is SECOND's,
@@ -35,24 +38,30 @@ class DetectionLoss(nn.Module):
         ValueError: if ``smooth_l1_beta`` is not positive or ``angle`` is neither of the two.
     """
 
+    code_weights: Tensor
+
     def __init__(
         self,
         *,
         positive_weight: float = 1.5,
         negative_weight: float = 1.0,
         residual_weight: float = 1.0,
+        code_weights: Sequence[float] = (1.0,) * 7,
         smooth_l1_beta: float = 1 / 9,
         angle: Literal["difference", "sine"] = "difference",
     ) -> None:
         super().__init__()
         if not smooth_l1_beta > 0:
             raise ValueError(f"smooth_l1_beta must be positive, got {smooth_l1_beta}")
+        if len(code_weights) != 7:
+            raise ValueError(f"code_weights must be 7 numbers, got {len(code_weights)}")
         if angle not in ("difference", "sine"):
             raise ValueError(f"angle must be difference or sine, got {angle!r}")
         self.angle = angle
         self.positive_weight = positive_weight
         self.negative_weight = negative_weight
         self.residual_weight = residual_weight
+        self.register_buffer("code_weights", torch.tensor(code_weights), persistent=False)
         self.smooth_l1_beta = smooth_l1_beta
 
     def forward(
@@ -90,6 +99,7 @@ class DetectionLoss(nn.Module):
         difference = (residuals - targets.residuals.float()).masked_fill(~positive[..., None], 0)
         if self.angle == "sine":
             difference = torch.cat([difference[..., :6], difference[..., 6:].sin()], dim=-1)
+        difference = difference * self.code_weights
         residual = (
             F.smooth_l1_loss(
                 difference, difference.new_zeros(()).expand_as(difference), reduction="sum",

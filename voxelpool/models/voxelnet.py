@@ -63,6 +63,7 @@ class VoxelNet(nn.Module):
             positive_weight=config.loss.positive_weight,
             negative_weight=config.loss.negative_weight,
             residual_weight=config.loss.residual_weight,
+            code_weights=config.loss.code_weights,
             smooth_l1_beta=config.loss.smooth_l1_beta,
             angle=config.loss.angle,
         )
