@@ -51,7 +51,7 @@ def main(
     ] = False,
     min_score: Annotated[
         float, typer.Option(help="draw boxes from this score on", min=0, max=1)
-    ] = 0.3,
+    ] = 0.5,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:1; default: cuda where there is one")
     ] = "cuda" if torch.cuda.is_available() else "cpu",
