@@ -7,7 +7,8 @@
 
 namespace voxelpool {
 
-// Throws std::invalid_argument unless the groups + 1 offsets start at 0, never fall and end at rows.
+// Throws std::invalid_argument unless the groups + 1 offsets start at 0, never fall and end at
+// rows.
 inline void check_offsets(const int64_t* offsets, int64_t groups, int64_t rows) {
   const auto fail = [](int64_t at, int64_t value, const std::string& expected) {
     throw std::invalid_argument("offsets[" + std::to_string(at) + "] is " + std::to_string(value) +

@@ -161,12 +161,12 @@ class VFE(nn.Module):
 
     The paper's network is the default: VFE-1(7, 32), VFE-2(32, 128), FCN(128, 128), maximum.
 
-    In evaluation, where no gradient is asked for (under ``torch.no_grad()``, say), the stack runs as
-    one op in float32, folding BatchNorm into the weights at each call; `encode` makes the points'
-    code in it too. The result is that of the layers one by one up to rounding, in the dtype of the
-    weights: also for weights of a half type and under autocast, which it ignores, being both
-    faster and more precise. Weights or features in float64, and layers with hooks that must be
-    called, need the layers one by one: set ``fused`` to False for the latter.
+    In evaluation, where no gradient is asked for (under ``torch.no_grad()``, say), the stack runs
+    as one op, in float32 and with BatchNorm folded into the weights anew at each call; `encode`
+    makes the points' code in it too. The result is that of the layers one by one up to rounding,
+    in the dtype of the weights. Half types and autocast change nothing but that dtype: the op is
+    faster than the layers in bfloat16, and more precise. In float64 the layers run one by one; so
+    they do where ``fused`` is False, which hooks on them need.
 
     Attributes:
         fused: whether that op may be used; True at first.
@@ -260,9 +260,8 @@ class VFE(nn.Module):
             ValueError: if ``points`` has too few columns, or other than ``in_channels`` expects.
         """
         code_columns = (points.shape[1] if points.ndim == 2 else 0) + 3 + 3 * center_offsets
-        if code_columns != self.in_channels or points.dtype != torch.float32:
-            return self(point_features(points, voxels, center_offsets=center_offsets), voxels)
-        if not self._fuses(points):
+        fits = code_columns == self.in_channels and points.dtype == torch.float32
+        if not (fits and self._fuses(points)):
             return self(point_features(points, voxels, center_offsets=center_offsets), voxels)
         weights, biases = self._folded()
         centers = _voxel_centers(points, voxels) if center_offsets else None

@@ -218,7 +218,7 @@ def _run(
     out = values.new_empty((voxels, widths[-1]))
     scratch: tuple[Tensor, ...] = ()
     if values.device.type == "cuda":  # the CPU's threads have their own
-        scratch = (values.new_empty(rows * sum(widths[:-1])),)
+        scratch = (values.new_empty(rows * widths[0] + (rows + voxels) * sum(widths[1:-1])),)
     _native.call(
         "encode_voxels",
         values.device,

@@ -1,14 +1,14 @@
 // A stack of point layers, each followed by the maximum over the points of a voxel, in one pass.
 //
-// Layer l makes own[i] = relu(W x[i] + b), where x[i] is the code of point i in the first layer, and
-// in the others own[i] of the layer before, followed by the maximum of those over the voxel. The
-// linear layer is split there: what acts on the maximum is computed once a voxel and is where the
-// sums of its points start. The result is the maximum over each voxel of the last layer's own[i],
-// which is written nowhere; an empty voxel gives 0, NaN propagates.
+// Layer l makes own[i] = relu(W x[i] + b), where x[i] is the code of point i in the first layer,
+// and in the others own[i] of the layer before, followed by the maximum of those over the voxel.
+// The linear layer is split there: what acts on the maximum is computed once a voxel and is where
+// the sums of its points start. The result is the maximum over each voxel of the last layer's
+// own[i], which is written nowhere; an empty voxel gives 0, NaN propagates.
 //
 // Rules, the same on CPU and CUDA: every sum starts from the bias (or the voxel's part) and takes
-// the columns in their order, with fused multiply-adds. So neither threads nor neighbours of a voxel
-// change a bit. (x86 without FMA rounds twice.)
+// the columns in their order, with fused multiply-adds. So neither threads nor neighbours of a
+// voxel change a bit. (x86 without FMA rounds twice.)
 #pragma once
 
 #include <cstdint>
@@ -62,8 +62,9 @@ void encode_voxels_cpu(const EncodeInput& input, const EncodeLayers& layers, flo
 // The widest layer or code that the CUDA kernel takes.
 constexpr int64_t kEncodeMaxWidth = 256;
 
-// On `stream` of `device`. scratch holds rows * (code_columns + the widths but the last) floats.
-// Offsets and indices are not checked, but for bounds: nothing is read or written out of range.
+// On `stream` of `device`. scratch holds, in floats, the codes where they are made here, and for
+// each layer but the last rows + voxels times its width. Offsets and indices are not checked, but
+// for bounds: nothing is read or written out of range.
 void encode_voxels_cuda(const EncodeInput& input, const EncodeLayers& layers, float* scratch,
                         float* out, int device, void* stream);
 
