@@ -108,7 +108,7 @@ class PointLayer(nn.Module):
         """
         norm = self.norm
         scale = norm.weight.float() * torch.rsqrt(norm.running_var.float() + norm.eps)
-        bias = norm.bias.float() - norm.running_mean.float() * scale
+        bias = torch.addcmul(norm.bias.float(), norm.running_mean.float(), scale, value=-1)
         return self.linear.weight.float() * scale.unsqueeze(1), bias
 
 

@@ -233,8 +233,8 @@ class Encoder {
   }
 
  private:
-  // 192 rows of 64 channels are 48 KiB.
-  static constexpr int64_t kBlockRows = 192;
+  // 96 rows of 64 channels are 24 KiB, half of a common first-level cache.
+  static constexpr int64_t kBlockRows = 96;
 
   void block(int64_t first, int64_t last) {
     const int64_t rows = input_.offsets[last] - input_.offsets[first], voxels = last - first;
@@ -280,8 +280,8 @@ class Encoder {
     const int64_t begin = input_.offsets[first], columns = input_.columns;
     float* code = own_[0].get();
     if (input_.point_index == nullptr) {
-      std::memcpy(code, input_.values + begin * columns,
-                  (input_.offsets[last] - begin) * columns * sizeof(float));
+      std::copy(input_.values + begin * columns, input_.values + input_.offsets[last] * columns,
+                code);
     }
     for (int64_t k = first; k < last; ++k) {
       const int64_t count = input_.offsets[k + 1] - input_.offsets[k];
