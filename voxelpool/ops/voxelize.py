@@ -139,7 +139,9 @@ def _voxelize_cpu(
     max_voxels: int,
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    plan = _native.VoxelizePlan(points, batch, batch_size, *grid, max_points, max_voxels, seed)
+    plan = _native.VoxelizePlan(
+        points, batch, batch_size, *grid, max_points, max_voxels, seed, False
+    )
     coords = torch.empty((plan.num_voxels, 4), dtype=torch.int32)
     offsets = torch.empty(plan.num_voxels + 1, dtype=torch.int64)
     point_index = torch.empty(plan.num_points, dtype=torch.int64)

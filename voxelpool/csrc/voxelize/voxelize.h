@@ -73,11 +73,19 @@ struct VoxelizeInput {
   int64_t max_points;  // no limit where negative
   int64_t max_voxels;
   int64_t seed;
+  bool drop_bad_frames;  // whether points of a frame out of range are dropped, or an error
+};
+
+// Which of the random numbers of a group stay: those below `number`, and of those equal to it the
+// first `ties`.
+struct Threshold {
+  int64_t number;
+  int64_t ties;
 };
 
 // The voxels of a cloud, found at construction; write() puts them where the caller says, once he
-// has made room for num_voxels() and num_points(). Throws std::invalid_argument for a batch out of
-// range.
+// has made room for num_voxels() and num_points(). Throws std::invalid_argument for a frame out of
+// range that is not to be dropped.
 class VoxelizeCpu {
  public:
   VoxelizeCpu(const VoxelizeInput& input, int threads);

@@ -40,11 +40,12 @@ void bind_voxelize(nb::module_& m) {
           [](VoxelizeCpu* self, Pointer points, int64_t n, int64_t stride, Pointer batch,
              int64_t batch_size, const std::array<double, 6>& range,
              const std::array<double, 3>& size, const std::array<int64_t, 3>& cells,
-             int64_t max_points, int64_t max_voxels, int64_t seed, int threads) {
-            new (self) VoxelizeCpu(
-                VoxelizeInput{at<float>(points), n, stride, at<int64_t>(batch), batch_size,
-                              make_grid(range, size, cells), max_points, max_voxels, seed},
-                threads);
+             int64_t max_points, int64_t max_voxels, int64_t seed, bool drop_bad_frames,
+             int threads) {
+            new (self) VoxelizeCpu(VoxelizeInput{at<float>(points), n, stride, at<int64_t>(batch),
+                                                 batch_size, make_grid(range, size, cells),
+                                                 max_points, max_voxels, seed, drop_bad_frames},
+                                   threads);
           },
           Release())
       .def_prop_ro("num_voxels", &VoxelizeCpu::num_voxels)
