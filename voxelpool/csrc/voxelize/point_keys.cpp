@@ -33,6 +33,11 @@ int64_t scalar_keys(const VoxelizeInput& input, int64_t first, int64_t last, Wor
 
 #ifdef VP_X86
 
+#if !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in GCC 12's own headers
+#endif
+
 // Both versions take blocks of points while at least one more point follows (a row is read as four
 // floats), stop before a block with a frame out of range, and leave the rest to scalar_keys. Keys
 // have 32 bits.
@@ -211,6 +216,9 @@ BlockKeys best_version() {
   return nullptr;
 }
 
+#if !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 #endif  // VP_X86
 
 }  // namespace

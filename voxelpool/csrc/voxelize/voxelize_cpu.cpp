@@ -141,31 +141,116 @@ void count(const Bitmap<Index>& bitmap, Key* codes, int64_t n, Index* counts) {
   count_body(bitmap, codes, n, counts);
 }
 
-// Which `most` of `draws` are kept. Reorders them.
-Threshold threshold(std::vector<int64_t>& draws, int64_t most) {
-  std::nth_element(draws.begin(), draws.begin() + (most - 1), draws.end());
-  const int64_t number = draws[most - 1];
-  const auto end = draws.begin() + most;
-  return {number, most - std::count_if(draws.begin(), end, [&](int64_t d) { return d < number; })};
-}
-
-// Calls keep(i) for the `most` smallest of draws[0 .. n), in order.
-template <typename Keep>
-void keep_smallest(const std::vector<int64_t>& draws, int64_t most, std::vector<int64_t>& scratch,
-                   const Keep& keep) {
-  scratch = draws;
-  Threshold limit = threshold(scratch, most);
-  const int64_t n = static_cast<int64_t>(draws.size());
-  for (int64_t i = 0; i < n; ++i) {
-    if (draws[i] < limit.number || (draws[i] == limit.number && limit.ties-- > 0)) keep(i);
+// Memory that one call leaves for the next, which then need not wait for fresh pages. Whoever comes
+// while it is taken, another thread or a child forked meanwhile, gets a block of his own.
+class Scratch {
+ public:
+  explicit Scratch(size_t bytes) {
+    block_.reset(spare_.exchange(nullptr));
+    if (block_ == nullptr || block_->size < bytes) block_ = std::make_unique<Block>(bytes);
   }
-}
+  ~Scratch() {
+    if (block_ != nullptr && block_->size <= kMostKept) delete spare_.exchange(block_.release());
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  // The next n items of the block.
+  template <typename T>
+  T* take(int64_t n) {
+    T* items = reinterpret_cast<T*>(block_->bytes.get() + used_);
+    used_ += static_cast<size_t>(n) * sizeof(T);
+    return items;
+  }
+
+ private:
+  struct Block {
+    explicit Block(size_t n) : size(n), bytes(new char[n]) {}
+    size_t size;
+    std::unique_ptr<char[]> bytes;
+  };
+  static constexpr size_t kMostKept = size_t{32} << 20;
+  static std::atomic<Block*> spare_;
+  std::unique_ptr<Block> block_;
+  size_t used_ = 0;
+};
+
+std::atomic<Scratch::Block*> Scratch::spare_{nullptr};
+
+// Division of 32-bit numbers by multiplication, exact (Lemire, Kaser and Kurz, 2019).
+class Divisor {
+ public:
+  explicit Divisor(uint64_t divisor) : inverse_(~uint64_t{0} / divisor + 1) {}
+  // Writes the remainder of *number, and leaves the quotient in it.
+  uint32_t divide(uint64_t* number, uint64_t divisor) const {
+    const uint64_t quotient =
+        inverse_ == 0
+            ? *number  // the divisor is 1
+            : static_cast<uint64_t>((static_cast<unsigned __int128>(inverse_) * *number) >> 64);
+    const uint64_t rest = *number - quotient * divisor;
+    *number = quotient;
+    return static_cast<uint32_t>(rest);
+  }
+
+ private:
+  uint64_t inverse_;
+};
+
+// Draws the sample of a group.
+class Sampler {
+ public:
+  // Calls put(i, slot) for the i of the `most` smallest of draw(0), …, draw(n - 1), in order, with
+  // slot = 0, 1, …; the same slot again where an i before was none of them. 1 <= most <= n.
+  template <typename Draw, typename Put>
+  void sample(int64_t n, int64_t most, const Draw& draw, const Put& put) {
+    draws_.resize(n);
+    std::fill(std::begin(counts_), std::end(counts_), 0);
+    for (int64_t i = 0; i < n; ++i) {
+      draws_[i] = draw(i);
+      ++counts_[draws_[i] >> kShift];
+    }
+    Threshold limit = threshold(most);
+    for (int64_t i = 0, slot = 0; slot < most; ++i) {
+      bool keep = draws_[i] <= limit.number;
+      if (draws_[i] == limit.number) keep = limit.ties-- > 0;
+      put(i, slot);
+      slot += keep;
+    }
+  }
+
+ private:
+  static constexpr int kShift = 57;  // leaves 64 classes of 63-bit numbers
+
+  Threshold threshold(int64_t most) {
+    int64_t part = 0, below = 0;
+    while (below + counts_[part] < most) below += counts_[part++];
+    candidates_.resize(counts_[part] + 1);
+    int64_t* next = candidates_.data();
+    for (const int64_t number : draws_) {
+      *next = number;
+      next += number >> kShift == part;
+    }
+    const auto last = candidates_.begin() + (most - below - 1);
+    std::nth_element(candidates_.begin(), last, candidates_.end() - 1);
+    const int64_t number = *last;
+    return {number, 1 + std::count(candidates_.begin(), last, number)};
+  }
+
+  std::vector<int64_t> draws_, candidates_;
+  int64_t counts_[64];
+};
 
 template <typename Key, typename Index>
 class TypedPlan final : public VoxelizeCpu::Plan {
  public:
   TypedPlan(const VoxelizeInput& input, int threads)
-      : input_(input), threads_(threads), per_frame_(input.grid.cells_per_frame()) {
+      : input_(input),
+        threads_(threads),
+        per_frame_(input.grid.cells_per_frame()),
+        scratch_(input.n * (sizeof(Key) + 2 * sizeof(Index))),
+        codes_(scratch_.take<Key>(input.n)),
+        index_(scratch_.take<Index>(input.n)),
+        sorted_(scratch_.take<Index>(input.n)) {
     number_cells();
     count_groups();
     if (input.max_voxels >= 0) choose_voxels();
@@ -178,9 +263,7 @@ class TypedPlan final : public VoxelizeCpu::Plan {
     offsets[0] = 0;
     const int64_t grain = std::max<int64_t>(1, kGrain * num_voxels / std::max<int64_t>(size_, 1));
     parallel_for(num_voxels, grain, threads, [&](int64_t first, int64_t last) {
-      for (int64_t v = first; v < last; ++v) {
-        write_coords(input_.grid, static_cast<int64_t>(cells_[group_of(v)]), coords + 4 * v);
-      }
+      write_coords_of(first, last, coords);
       for (int64_t v = first; v < last; ++v) {
         offsets[v + 1] = static_cast<int64_t>(offsets_[v + 1]);
       }
@@ -209,17 +292,15 @@ class TypedPlan final : public VoxelizeCpu::Plan {
     regions_.resize(std::max<int64_t>(1, std::min(most, n / kGrain)));
     const int64_t pieces = static_cast<int64_t>(regions_.size());
     const bool alone = pieces == 1;
-    codes_ = allocate<Key>(n);
-    index_ = allocate<Index>(n);
     uint64_t codes = static_cast<uint64_t>(input_.batch_size * per_frame_);
     auto bitmap = next_bitmap(codes);
     std::vector<int64_t> bad(pieces, -1);
     run_tasks(pieces, threads_, [&](int64_t piece) {
       const int64_t first = n * piece / pieces, last = n * (piece + 1) / pieces;
       const int64_t found =
-          find_keys(input_, first, last, codes_.get() + first, index_.get() + first, &bad[piece]);
+          find_keys(input_, first, last, codes_ + first, index_ + first, &bad[piece]);
       regions_[piece] = Region{first, first + found};
-      set_bits(*bitmap, codes_.get() + first, found, alone);
+      set_bits(*bitmap, codes_ + first, found, alone);
     });
     check_frames(bad);
     for (const Region& region : regions_) size_ += region.end - region.begin;
@@ -228,18 +309,18 @@ class TypedPlan final : public VoxelizeCpu::Plan {
     while (bitmap->shift > 0) {
       previous_shift = bitmap->shift;
       for_regions([&](const Region& region, int64_t) {
-        shorten(*bitmap, codes_.get() + region.begin, region.end - region.begin);
+        shorten(*bitmap, codes_ + region.begin, region.end - region.begin);
       });
       codes = static_cast<uint64_t>(std::max<int64_t>(groups_, 1)) << previous_shift;
       bitmap = next_bitmap(codes);
       for_regions([&](const Region& region, int64_t) {
-        set_bits(*bitmap, codes_.get() + region.begin, region.end - region.begin, alone);
+        set_bits(*bitmap, codes_ + region.begin, region.end - region.begin, alone);
       });
       list_cells(*bitmap, previous_shift);
     }
     counts_.assign(pieces * groups_, 0);
     for_regions([&](const Region& region, int64_t piece) {
-      count(*bitmap, codes_.get() + region.begin, region.end - region.begin,
+      count(*bitmap, codes_ + region.begin, region.end - region.begin,
             counts_.data() + piece * groups_);
     });
   }
@@ -269,7 +350,8 @@ class TypedPlan final : public VoxelizeCpu::Plan {
     const int fresh_bits = previous_shift - bitmap.shift;
     const Key mask = (Key{1} << fresh_bits) - 1;
     const bool first = cells_ == nullptr;
-    auto cells = allocate<Key>(std::min<int64_t>(size_, 64 * bitmap.words));
+    static_assert(sizeof(Key) == sizeof(Index), "cells are listed where points will be sorted");
+    Key* cells = reinterpret_cast<Key*>(sorted_);
     Index rank = 0;
     for (int64_t w = 0; w < bitmap.words; ++w) {
       bitmap.before[w] = rank;
@@ -282,7 +364,8 @@ class TypedPlan final : public VoxelizeCpu::Plan {
       }
     }
     groups_ = static_cast<int64_t>(rank);
-    cells_ = std::move(cells);
+    cells_ = allocate<Key>(groups_);
+    std::copy(cells, cells + groups_, cells_.get());
   }
 
   // Where each group starts among the sorted points, and each piece of the cloud in it.
@@ -304,7 +387,8 @@ class TypedPlan final : public VoxelizeCpu::Plan {
 
   void choose_voxels() {
     const uint64_t stream = random_stream(input_.seed, kVoxelSalt);
-    std::vector<int64_t> chosen, draws, scratch;
+    std::vector<int64_t> chosen;
+    Sampler sampler;
     for (int64_t first = 0; first < groups_;) {
       const int64_t next_frame = (frame_of(first) + 1) * per_frame_;
       const int64_t last = std::upper_bound(cells_.get() + first, cells_.get() + groups_,
@@ -313,13 +397,13 @@ class TypedPlan final : public VoxelizeCpu::Plan {
       if (last - first <= input_.max_voxels) {
         for (int64_t group = first; group < last; ++group) chosen.push_back(group);
       } else {
-        draws.clear();
-        for (int64_t group = first; group < last; ++group) {
-          const uint64_t cell = static_cast<uint64_t>(cells_[group]) - (next_frame - per_frame_);
-          draws.push_back(random63(stream, cell));
-        }
-        keep_smallest(draws, input_.max_voxels, scratch,
-                      [&](int64_t i) { chosen.push_back(first + i); });
+        const uint64_t first_cell = next_frame - per_frame_;
+        const size_t chosen_before = chosen.size();
+        chosen.resize(chosen_before + input_.max_voxels);
+        sampler.sample(
+            last - first, input_.max_voxels,
+            [&](int64_t i) { return random63(stream, cells_[first + i] - first_cell); },
+            [&](int64_t i, int64_t slot) { chosen[chosen_before + slot] = first + i; });
       }
       first = last;
     }
@@ -352,13 +436,10 @@ class TypedPlan final : public VoxelizeCpu::Plan {
   }
 
   void sort() {
-    sorted_ = allocate<Index>(size_);
     for_regions([&](const Region& region, int64_t piece) {
       Index* next = counts_.data() + piece * groups_;
       for (int64_t i = region.begin; i < region.end; ++i) sorted_[next[codes_[i]]++] = index_[i];
     });
-    codes_.reset();
-    index_.reset();
   }
 
   // Unless frames come one after the other: the place of each point in its own frame.
@@ -376,10 +457,10 @@ class TypedPlan final : public VoxelizeCpu::Plan {
 
   void write_points(int64_t first, int64_t last, int64_t* point_index) const {
     auto next = std::lower_bound(overfull_.begin(), overfull_.end(), first);
-    std::vector<int64_t> draws, scratch;
+    Sampler sampler;
     for (int64_t v = first; v < last;) {
       if (next != overfull_.end() && *next == v) {
-        write_sample(group_of(v), point_index + offsets_[v], draws, scratch);
+        write_sample(group_of(v), point_index + offsets_[v], sampler);
         ++next;
         ++v;
         continue;
@@ -387,41 +468,59 @@ class TypedPlan final : public VoxelizeCpu::Plan {
       // Up to the next full voxel, groups lie side by side unless some were left out.
       int64_t end = next == overfull_.end() ? last : std::min<int64_t>(last, *next);
       if (!group_of_voxel_.empty()) end = v + 1;
-      const Index* from = sorted_.get() + starts_[group_of(v)];
+      const Index* from = sorted_ + starts_[group_of(v)];
       std::copy(from, from + (offsets_[end] - offsets_[v]), point_index + offsets_[v]);
       v = end;
     }
   }
 
-  void write_sample(int64_t group, int64_t* to, std::vector<int64_t>& draws,
-                    std::vector<int64_t>& scratch) const {
+  void write_sample(int64_t group, int64_t* to, Sampler& sampler) const {
     const uint64_t stream = random_stream(input_.seed, kPointSalt);
     int64_t before = 0;  // points of earlier frames
     if (input_.batch != nullptr && places_ == nullptr) {
       before =
           std::lower_bound(input_.batch, input_.batch + input_.n, frame_of(group)) - input_.batch;
     }
-    const Index* points = sorted_.get() + starts_[group];
-    draws.resize(starts_[group + 1] - starts_[group]);
-    for (size_t i = 0; i < draws.size(); ++i) {
-      draws[i] = random63(stream, places_ != nullptr ? places_[points[i]] : points[i] - before);
+    const Index* points = sorted_ + starts_[group];
+    sampler.sample(
+        starts_[group + 1] - starts_[group], input_.max_points,
+        [&](int64_t i) {
+          return random63(stream, places_ != nullptr ? places_[points[i]] : points[i] - before);
+        },
+        [&](int64_t i, int64_t slot) { to[slot] = static_cast<int64_t>(points[i]); });
+  }
+
+  void write_coords_of(int64_t first, int64_t last, int32_t* coords) const {
+    const Grid& grid = input_.grid;
+    if (sizeof(Key) == 8) {
+      for (int64_t v = first; v < last; ++v) {
+        write_coords(grid, static_cast<int64_t>(cells_[group_of(v)]), coords + 4 * v);
+      }
+      return;
     }
-    keep_smallest(draws, input_.max_points, scratch,
-                  [&](int64_t i) { *to++ = static_cast<int64_t>(points[i]); });
+    const Divisor width(grid.cells[0]), height(grid.cells[1]), depth(grid.cells[2]);
+    for (int64_t v = first; v < last; ++v) {
+      uint64_t rest = cells_[group_of(v)];
+      coords[4 * v + 3] = width.divide(&rest, grid.cells[0]);
+      coords[4 * v + 2] = height.divide(&rest, grid.cells[1]);
+      coords[4 * v + 1] = depth.divide(&rest, grid.cells[2]);
+      coords[4 * v] = static_cast<int32_t>(rest);
+    }
   }
 
   VoxelizeInput input_;
   int threads_;
   int64_t per_frame_;
   std::vector<Region> regions_;
-  std::unique_ptr<Key[]> codes_;
-  std::unique_ptr<Index[]> index_;
+  Scratch scratch_;
+  Key* codes_;
+  Index* index_;
+  Index* sorted_;                 // points in range by group
   int64_t size_ = 0;              // points in range
   int64_t groups_ = 0;            // occupied cells
   std::unique_ptr<Key[]> cells_;  // key of each
   std::vector<Index> counts_;     // points of each piece in each group, then where they go
   std::unique_ptr<Index[]> starts_;
-  std::unique_ptr<Index[]> sorted_;      // points in range by group
   std::vector<int64_t> group_of_voxel_;  // empty: every group is a voxel
   std::unique_ptr<Index[]> offsets_;
   std::vector<int64_t> overfull_;  // voxels that hold more points than they may keep
