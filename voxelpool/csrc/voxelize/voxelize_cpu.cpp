@@ -209,19 +209,17 @@ class Sampler {
       draws_[i] = draw(i);
       ++counts_[draws_[i] >> kShift];
     }
-    Threshold limit = threshold(most);
+    const Limit limit = find_limit(most);
     for (int64_t i = 0, slot = 0; slot < most; ++i) {
-      bool keep = draws_[i] <= limit.number;
-      if (draws_[i] == limit.number) keep = limit.ties-- > 0;
       put(i, slot);
-      slot += keep;
+      slot += stays(limit, draws_[i], i);
     }
   }
 
  private:
   static constexpr int kShift = 57;  // leaves 64 classes of 63-bit numbers
 
-  Threshold threshold(int64_t most) {
+  Limit find_limit(int64_t most) {
     int64_t part = 0, below = 0;
     while (below + counts_[part] < most) below += counts_[part++];
     candidates_.resize(counts_[part] + 1);
@@ -232,8 +230,9 @@ class Sampler {
     }
     const auto last = candidates_.begin() + (most - below - 1);
     std::nth_element(candidates_.begin(), last, candidates_.end() - 1);
-    const int64_t number = *last;
-    return {number, 1 + std::count(candidates_.begin(), last, number)};
+    const bool tie = std::find(last + 1, candidates_.end() - 1, *last) != candidates_.end() - 1;
+    const auto first = tie ? std::find(draws_.begin(), draws_.end(), *last) : draws_.end();
+    return {*last, first - draws_.begin()};
   }
 
   std::vector<int64_t> draws_, candidates_;
