@@ -99,8 +99,15 @@ def voxelize_static(
         ValueError: a shape, device or limit does not fit, or the cells of all frames are 2^62 or
             more.
     """
+    if max_voxels is None:
+        raise TypeError("max_voxels must be a number, got None: it decides the size of the result")
     batch = _checked(points, batch, max_points, max_voxels)
     _check_sizes(batch_size, grid, seed)
+    if batch_size * max_voxels >= 1 << 32:
+        raise ValueError(
+            "max_voxels * batch_size, the rows of the result, must be below 2^32, got "
+            f"{batch_size * max_voxels}"
+        )
     coords, offsets, point_index, num_voxels = torch.ops.voxelpool.voxelize_static(
         *_op_arguments(points, batch, batch_size, grid, max_points, max_voxels, seed)
     )
