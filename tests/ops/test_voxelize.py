@@ -339,7 +339,7 @@ def test_interleaved_frames_keep_their_samples(device):
 
 @pytest.mark.parametrize("grid", [GRID, VAST], ids=["grid", "vast"])
 def test_threads_do_not_change_a_bit(grid):
-    points = random_cloud(250_000, grid, seed=9)  # enough for seven threads
+    points = random_cloud(500_000, grid, seed=9)  # enough for seven threads
     batch = torch.randint(0, 3, (len(points),), generator=torch.Generator().manual_seed(0))
     before = torch.get_num_threads()
     results = []

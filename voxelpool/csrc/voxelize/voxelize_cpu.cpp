@@ -36,7 +36,7 @@ class VoxelizeCpu::Plan {
 
 namespace {
 
-constexpr int64_t kGrain = 32768;        // points a task must have to be worth a thread
+constexpr int64_t kGrain = 65536;        // points a task must have to be worth a thread
 constexpr int64_t kMostPieces = 8;       // each holds a counter a voxel
 constexpr uint64_t kCellsPerPoint = 64;  // cells that the bitmap may have for each point
 constexpr uint64_t kLeastCells = 1 << 15;
@@ -52,15 +52,11 @@ std::unique_ptr<T[]> allocate(int64_t n) {
 // number of bits set before each word.
 template <typename Index>
 struct Bitmap {
-  Bitmap(uint64_t codes, int dropped)
-      : words((codes - 1) / 64 + 1),
-        bits(new Word[words]()),
-        before(allocate<Index>(words)),
-        shift(dropped) {}
+  void clear() { std::uninitialized_value_construct_n(bits, words); }
 
+  Word* bits;
+  Index* before;
   int64_t words;
-  std::unique_ptr<Word[]> bits;
-  std::unique_ptr<Index[]> before;
   int shift;
 };
 
@@ -155,11 +151,17 @@ class Scratch {
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
+  // What take() takes: whole cache lines.
+  template <typename T>
+  static size_t bytes(int64_t n) {
+    return (static_cast<size_t>(n) * sizeof(T) + 63) / 64 * 64;
+  }
+
   // The next n items of the block.
   template <typename T>
   T* take(int64_t n) {
     T* items = reinterpret_cast<T*>(block_->bytes.get() + used_);
-    used_ += static_cast<size_t>(n) * sizeof(T);
+    used_ += bytes<T>(n);
     return items;
   }
 
@@ -169,7 +171,7 @@ class Scratch {
     size_t size;
     std::unique_ptr<char[]> bytes;
   };
-  static constexpr size_t kMostKept = size_t{32} << 20;
+  static constexpr size_t kMostKept = size_t{64} << 20;
   static std::atomic<Block*> spare_;
   std::unique_ptr<Block> block_;
   size_t used_ = 0;
@@ -246,10 +248,16 @@ class TypedPlan final : public VoxelizeCpu::Plan {
       : input_(input),
         threads_(threads),
         per_frame_(input.grid.cells_per_frame()),
-        scratch_(input.n * (sizeof(Key) + 2 * sizeof(Index))),
+        most_codes_(most_codes(input)),
+        scratch_(bytes_for(input)),
+        bits_(scratch_.take<Word>(words_for(std::min(all_codes(input), most_codes_)))),
+        before_(scratch_.take<Index>(words_for(std::min(all_codes(input), most_codes_)))),
         codes_(scratch_.take<Key>(input.n)),
         index_(scratch_.take<Index>(input.n)),
-        sorted_(scratch_.take<Index>(input.n)) {
+        sorted_(scratch_.take<Index>(input.n)),
+        cells_(scratch_.take<Key>(input.n)),
+        starts_(scratch_.take<Index>(input.n + 1)),
+        offsets_(scratch_.take<Index>(input.n + 1)) {
     number_cells();
     count_groups();
     if (input.max_voxels >= 0) choose_voxels();
@@ -291,7 +299,7 @@ class TypedPlan final : public VoxelizeCpu::Plan {
     regions_.resize(std::max<int64_t>(1, std::min(most, n / kGrain)));
     const int64_t pieces = static_cast<int64_t>(regions_.size());
     const bool alone = pieces == 1;
-    uint64_t codes = static_cast<uint64_t>(input_.batch_size * per_frame_);
+    uint64_t codes = all_codes(input_);
     auto bitmap = next_bitmap(codes);
     std::vector<int64_t> bad(pieces, -1);
     run_tasks(pieces, threads_, [&](int64_t piece) {
@@ -299,38 +307,59 @@ class TypedPlan final : public VoxelizeCpu::Plan {
       const int64_t found =
           find_keys(input_, first, last, codes_ + first, index_ + first, &bad[piece]);
       regions_[piece] = Region{first, first + found};
-      set_bits(*bitmap, codes_ + first, found, alone);
+      set_bits(bitmap, codes_ + first, found, alone);
     });
     check_frames(bad);
     for (const Region& region : regions_) size_ += region.end - region.begin;
-    int previous_shift = bitmap->shift;
-    list_cells(*bitmap, previous_shift);
-    while (bitmap->shift > 0) {
-      previous_shift = bitmap->shift;
+    int previous_shift = bitmap.shift;
+    list_cells(bitmap, previous_shift);
+    while (bitmap.shift > 0) {
+      previous_shift = bitmap.shift;
       for_regions([&](const Region& region, int64_t) {
-        shorten(*bitmap, codes_ + region.begin, region.end - region.begin);
+        shorten(bitmap, codes_ + region.begin, region.end - region.begin);
       });
       codes = static_cast<uint64_t>(std::max<int64_t>(groups_, 1)) << previous_shift;
       bitmap = next_bitmap(codes);
       for_regions([&](const Region& region, int64_t) {
-        set_bits(*bitmap, codes_ + region.begin, region.end - region.begin, alone);
+        set_bits(bitmap, codes_ + region.begin, region.end - region.begin, alone);
       });
-      list_cells(*bitmap, previous_shift);
+      list_cells(bitmap, previous_shift);
     }
     counts_.assign(pieces * groups_, 0);
     for_regions([&](const Region& region, int64_t piece) {
-      count(*bitmap, codes_ + region.begin, region.end - region.begin,
+      count(bitmap, codes_ + region.begin, region.end - region.begin,
             counts_.data() + piece * groups_);
     });
   }
 
-  // Room for as many leading bits of codes below `codes` as its size allows.
-  std::unique_ptr<Bitmap<Index>> next_bitmap(uint64_t codes) const {
+  static size_t bytes_for(const VoxelizeInput& input) {
+    const int64_t words = words_for(std::min(all_codes(input), most_codes(input)));
+    return Scratch::bytes<Word>(words) + Scratch::bytes<Index>(words) +
+           2 * Scratch::bytes<Key>(input.n) + 2 * Scratch::bytes<Index>(input.n) +
+           2 * Scratch::bytes<Index>(input.n + 1);
+  }
+
+  static int64_t words_for(uint64_t codes) { return static_cast<int64_t>((codes - 1) / 64 + 1); }
+
+  // How many codes a bitmap may have a bit for.
+  static uint64_t most_codes(const VoxelizeInput& input) {
     uint64_t most = kLeastCells;
-    while (most < kCellsPerPoint * static_cast<uint64_t>(input_.n)) most *= 2;
+    while (most < kCellsPerPoint * static_cast<uint64_t>(input.n)) most *= 2;
+    return most;
+  }
+
+  static uint64_t all_codes(const VoxelizeInput& input) {
+    return static_cast<uint64_t>(input.batch_size * input.grid.cells_per_frame());
+  }
+
+  // A bitmap for as many leading bits of numbers below `codes` as its size allows, all clear. It
+  // takes the place of the one before.
+  Bitmap<Index> next_bitmap(uint64_t codes) const {
     int shift = 0;
-    while ((codes - 1) >> shift >= most) ++shift;
-    return std::make_unique<Bitmap<Index>>(((codes - 1) >> shift) + 1, shift);
+    while ((codes - 1) >> shift >= most_codes_) ++shift;
+    Bitmap<Index> bitmap{bits_, before_, words_for(((codes - 1) >> shift) + 1), shift};
+    bitmap.clear();
+    return bitmap;
   }
 
   void check_frames(const std::vector<int64_t>& bad) const {
@@ -348,7 +377,7 @@ class TypedPlan final : public VoxelizeCpu::Plan {
   void list_cells(const Bitmap<Index>& bitmap, int previous_shift) {
     const int fresh_bits = previous_shift - bitmap.shift;
     const Key mask = (Key{1} << fresh_bits) - 1;
-    const bool first = cells_ == nullptr;
+    const bool first = groups_ < 0;
     static_assert(sizeof(Key) == sizeof(Index), "cells are listed where points will be sorted");
     Key* cells = reinterpret_cast<Key*>(sorted_);
     Index rank = 0;
@@ -363,14 +392,12 @@ class TypedPlan final : public VoxelizeCpu::Plan {
       }
     }
     groups_ = static_cast<int64_t>(rank);
-    cells_ = allocate<Key>(groups_);
-    std::copy(cells, cells + groups_, cells_.get());
+    std::copy(cells, cells + groups_, cells_);
   }
 
   // Where each group starts among the sorted points, and each piece of the cloud in it.
   void count_groups() {
     const int64_t pieces = static_cast<int64_t>(regions_.size());
-    starts_ = allocate<Index>(groups_ + 1);
     Index start = 0;
     for (int64_t group = 0; group < groups_; ++group) {
       starts_[group] = start;
@@ -390,9 +417,9 @@ class TypedPlan final : public VoxelizeCpu::Plan {
     Sampler sampler;
     for (int64_t first = 0; first < groups_;) {
       const int64_t next_frame = (frame_of(first) + 1) * per_frame_;
-      const int64_t last = std::upper_bound(cells_.get() + first, cells_.get() + groups_,
+      const int64_t last = std::upper_bound(cells_ + first, cells_ + groups_,
                                             static_cast<uint64_t>(next_frame - 1)) -
-                           cells_.get();
+                           cells_;
       if (last - first <= input_.max_voxels) {
         for (int64_t group = first; group < last; ++group) chosen.push_back(group);
       } else {
@@ -419,7 +446,6 @@ class TypedPlan final : public VoxelizeCpu::Plan {
 
   void count_kept() {
     num_voxels = group_of_voxel_.empty() ? groups_ : static_cast<int64_t>(group_of_voxel_.size());
-    offsets_ = allocate<Index>(num_voxels + 1);
     Index end = offsets_[0] = 0;
     const uint64_t most = static_cast<uint64_t>(input_.max_points);  // no limit: beyond any count
     for (int64_t v = 0; v < num_voxels; ++v) {
@@ -510,19 +536,22 @@ class TypedPlan final : public VoxelizeCpu::Plan {
   VoxelizeInput input_;
   int threads_;
   int64_t per_frame_;
-  std::vector<Region> regions_;
+  uint64_t most_codes_;
   Scratch scratch_;
+  Word* bits_;
+  Index* before_;
   Key* codes_;
   Index* index_;
-  Index* sorted_;                 // points in range by group
-  int64_t size_ = 0;              // points in range
-  int64_t groups_ = 0;            // occupied cells
-  std::unique_ptr<Key[]> cells_;  // key of each
-  std::vector<Index> counts_;     // points of each piece in each group, then where they go
-  std::unique_ptr<Index[]> starts_;
+  Index* sorted_;   // points in range by group
+  Key* cells_;      // key of each occupied cell
+  Index* starts_;   // of each group among sorted_, and their number
+  Index* offsets_;  // of the output
+  std::vector<Region> regions_;
+  int64_t size_ = 0;                     // points in range
+  int64_t groups_ = -1;                  // occupied cells; -1: not known yet
+  std::vector<Index> counts_;            // points of each piece in each group, then where they go
   std::vector<int64_t> group_of_voxel_;  // empty: every group is a voxel
-  std::unique_ptr<Index[]> offsets_;
-  std::vector<int64_t> overfull_;  // voxels that hold more points than they may keep
+  std::vector<int64_t> overfull_;        // voxels that hold more points than they may keep
   std::unique_ptr<Index[]> places_;
 };
 
