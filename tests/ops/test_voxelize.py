@@ -571,18 +571,20 @@ def test_compiles_without_a_graph_break(device):
 
 
 def test_static_form_compiles_to_static_shapes(device):
-    def count_and_sum(points):
+    def pool(points):
         voxels = voxelize_static(points, COARSE, max_points=3, max_voxels=30, seed=4)
-        totals = points.new_zeros(voxels.capacity + 1, 4)
-        totals = totals.index_add(0, voxels.voxel_of_point(), points[voxels.point_index])
-        return voxels.coords, voxels.num_voxels, totals[:-1]
+        most = segment_max(points[voxels.point_index], voxels.closed_offsets())[0][:-1]
+        return voxels.coords, voxels.num_voxels, most
 
     torch._dynamo.reset()
-    compiled = torch.compile(count_and_sum, fullgraph=True, backend="aot_eager", dynamic=False)
+    compiled = torch.compile(pool, fullgraph=True, backend="aot_eager", dynamic=False)
     for seed in (1, 2):
         points = random_cloud(70, COARSE, seed).nan_to_num(-9.0, -9.0, -9.0).to(device)
-        for actual, expected in zip(compiled(points), count_and_sum(points), strict=True):
+        for actual, expected in zip(compiled(points), pool(points), strict=True):
             assert torch.equal(actual, expected)
+        dynamic = voxelize(points, COARSE, max_points=3, max_voxels=30, seed=4)
+        most = segment_max(points[dynamic.point_index], dynamic.offsets)[0]
+        assert torch.equal(pool(points)[2][: dynamic.num_voxels], most)
 
 
 def test_exports():

@@ -90,8 +90,9 @@ class Voxels:
 class StaticVoxels:
     """Voxels in tensors whose sizes do not depend on the points, for CUDA graphs and static shapes.
 
-    The voxels come first, as in :class:`Voxels`; what is left of each tensor is padding. Empty
-    voxels pad the groups, so a pooling over ``offsets`` gives them 0.
+    The voxels come first, as in :class:`Voxels`; what is left of each tensor is padding: voxels
+    without points, and points in no voxel. To pool features of all rows of ``point_index``, pass
+    :meth:`closed_offsets` and drop the last row of the result.
 
     Attributes:
         coords: (capacity, 4) int32, (batch, z, y, x) of each voxel, then -1.
@@ -118,6 +119,11 @@ class StaticVoxels:
         """The voxel of each packed point, (N,) int64; ``capacity`` for padding."""
         rows = torch.arange(self.point_index.shape[0], device=self.coords.device)
         return torch.searchsorted(self.offsets[1:], rows, right=True)
+
+    def closed_offsets(self) -> Tensor:
+        """(capacity + 2,) int64: ``offsets`` and a last group that takes the padding points."""
+        end = self.offsets.new_full((1,), self.point_index.shape[0])
+        return torch.cat([self.offsets, end])
 
     def trim(self) -> Voxels:
         """The voxels without padding; waits for a CUDA device."""
