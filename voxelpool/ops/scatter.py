@@ -372,7 +372,9 @@ def _group_rows(index: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     offsets = index.new_empty((groups + 1,))
     scratch: tuple[Any, ...] = ()
     if index.is_cuda:
-        size = _native.module().group_rows_scratch(rows, groups)  # type: ignore[union-attr]
+        native = _native.module()
+        assert native is not None
+        size = native.group_rows_scratch(rows, groups, index.get_device())
         scratch = (index.new_empty((size,), dtype=torch.uint8), size)
     _native.call("group_rows", index.device, index, rows, groups, order, offsets, *scratch)
     return order, offsets

@@ -107,7 +107,7 @@ void segment_spread_cuda(bool mean, DType dtype, const void* src, Groups shape, 
 void segment_place_cuda(DType dtype, const void* src, const int64_t* arg, Groups shape, void* out,
                         int device, void* stream);
 // Bytes of scratch that group_rows_cuda takes.
-int64_t group_rows_scratch(int64_t rows, int64_t groups);
+int64_t group_rows_scratch(int64_t rows, int64_t groups, int device);
 void group_rows_cuda(const int64_t* index, int64_t rows, int64_t groups, uint32_t* order,
                      int64_t* offsets, void* scratch, int64_t scratch_bytes, int device,
                      void* stream);
