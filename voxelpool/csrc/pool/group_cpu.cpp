@@ -49,8 +49,7 @@ void group_rows_cpu(const int64_t* index, int64_t rows, int64_t groups, uint32_t
   });
 }
 
-void sorted_offsets_cpu(const int64_t* index, int64_t rows, int64_t groups, int64_t* offsets,
-                        int) {
+void sorted_offsets_cpu(const int64_t* index, int64_t rows, int64_t groups, int64_t* offsets, int) {
   int64_t next = 0;  // the first group whose offset is still open
   for (int64_t r = 0; r < rows; ++r) {
     if (static_cast<uint64_t>(index[r]) >= static_cast<uint64_t>(groups)) {

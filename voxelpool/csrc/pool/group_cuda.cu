@@ -79,10 +79,10 @@ void group_rows_cuda(const int64_t* index, int64_t rows, int64_t groups, uint32_
   if (rows > 0) {
     sort_input_kernel<<<grid_size(rows), kBlock, 0, on>>>(index, rows, groups, keys, numbers);
     size_t bytes = static_cast<size_t>(scratch_bytes - 3 * column);
-    check_cuda(cub::DeviceRadixSort::SortPairs(base + 3 * column, bytes, keys, sorted, numbers,
-                                               order, static_cast<int>(rows), 0, key_bits(groups),
-                                               on),
-               "group_rows");
+    check_cuda(
+        cub::DeviceRadixSort::SortPairs(base + 3 * column, bytes, keys, sorted, numbers, order,
+                                        static_cast<int>(rows), 0, key_bits(groups), on),
+        "group_rows");
   }
   offsets_kernel<<<grid_size(groups + 1), kBlock, 0, on>>>(sorted, rows, groups, offsets);
   check_cuda(cudaGetLastError(), "group_rows");

@@ -20,7 +20,7 @@ T* at(Pointer pointer) {
 }
 
 Groups make_groups(Pointer offsets, Pointer order, const Shape& shape) {
-  return Groups{at<const int64_t>(offsets), shape[0],      shape[1], shape[2],
+  return Groups{at<const int64_t>(offsets), shape[0],     shape[1], shape[2],
                 at<const uint32_t>(order),  shape[3] != 0};
 }
 

@@ -15,9 +15,14 @@
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define VP_AVX2 __attribute__((target("avx2,f16c")))
 #define VP_AVX512 __attribute__((target("avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")))
+#endif
+#if defined(__GNUC__)
+// Into the functions above, which know what instructions there are.
 #define VP_INLINE __attribute__((always_inline)) inline
+#define VP_INLINE_LAMBDA __attribute__((always_inline))
 #else
 #define VP_INLINE inline
+#define VP_INLINE_LAMBDA
 #endif
 
 namespace voxelpool {
@@ -120,7 +125,8 @@ void for_each_piece(const Groups& shape, int threads, Body&& body) {
   const int64_t work = shape.rows + shape.groups;
   const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(shape.channels, 1));
   const int64_t pieces = std::min<int64_t>((work + grain - 1) / grain, int64_t{threads} * 4);
-  if (pieces <= 1 || threads <= 1) return body(int64_t{0}, shape.groups, int64_t{0}, shape.channels);
+  if (pieces <= 1 || threads <= 1)
+    return body(int64_t{0}, shape.groups, int64_t{0}, shape.channels);
   int64_t cuts = 1;
   if (shape.channels >= 2 * kCut) {
     int64_t longest = 0;
@@ -155,21 +161,25 @@ void for_each_piece(const Groups& shape, int threads, Body&& body) {
   });
 }
 
-// Runs `kernel(arguments...)` compiled for the best instruction set of this machine.
+// The bytes of a vector register.
+template <int count>
+using Bytes = std::integral_constant<int, count>;
+
+// Runs `kernel(Bytes, arguments...)` compiled for the best instruction set of this machine.
 template <typename Kernel>
 struct Multiarch {
   template <typename... Arguments>
   static void plain(const Kernel& kernel, Arguments... arguments) {
-    kernel(arguments...);
+    kernel(Bytes<16>{}, arguments...);
   }
 #if defined(VP_AVX2)
   template <typename... Arguments>
   VP_AVX2 static void avx2(const Kernel& kernel, Arguments... arguments) {
-    kernel(arguments...);
+    kernel(Bytes<32>{}, arguments...);
   }
   template <typename... Arguments>
   VP_AVX512 static void avx512(const Kernel& kernel, Arguments... arguments) {
-    kernel(arguments...);
+    kernel(Bytes<64>{}, arguments...);
   }
 #endif
 };
@@ -204,17 +214,26 @@ void run_on_rows(int64_t rows, int64_t channels, int threads, const Kernel& kern
                [&](int64_t first, int64_t last) { function(kernel, first, last); });
 }
 
-// Rows in the order of the groups. `fetch` asks early for what will be read.
+// Rows in the order of the groups. `fetch` asks early for what will be read: neither the jumps of a
+// listed order nor those from one block of channels to the next are foreseen by the processor.
 struct AsTheyLie {
+  static constexpr int64_t kAhead = 16;
+  int64_t places;
   VP_INLINE int64_t row(int64_t place) const { return place; }
   template <int bytes, typename T>
-  VP_INLINE void fetch(const T*, int64_t, int64_t) const {}
+  VP_INLINE void fetch(const T* src, int64_t channels, int64_t place) const {
+    if constexpr (bytes >= 64) {
+      const int64_t ahead = std::min(place + kAhead, places - 1);
+      const char* at = reinterpret_cast<const char*>(src + ahead * channels);
+      for (int b = 0; b < bytes; b += 64) __builtin_prefetch(at + b);
+    }
+  }
 };
 
 struct Listed {
   static constexpr int64_t kAhead = 12;
-  const uint32_t* order;
   int64_t places;
+  const uint32_t* order;
   VP_INLINE int64_t row(int64_t place) const { return order[place]; }
   template <int bytes, typename T>
   VP_INLINE void fetch(const T* src, int64_t channels, int64_t place) const {
@@ -224,35 +243,71 @@ struct Listed {
   }
 };
 
-// The widest block of channels kept in registers through a group.
+// Covers the channels [begin, end) by blocks of `most` lanes, then of half as many, down to
+// `least`: body is called with the lanes (std::integral_constant) and the first channel. Where
+// fewer channels are left over, the last block goes back over some: it finds the same again.
+// Returns where it ended.
+template <int most, int least, typename Body>
+VP_INLINE int64_t cover(int64_t begin, int64_t end, const Body& body, int64_t done = 0) {
+  int64_t c = begin + done;
+  for (; c + most <= end; c += most) body(std::integral_constant<int, most>{}, c);
+  if constexpr (most > least) return cover<most / 2, least>(begin, end, body, c - begin);
+  if (c < end && end - begin >= least) {
+    body(std::integral_constant<int, least>{}, end - least);
+    c = end;
+  }
+  return c;
+}
+
+// Lanes of the widest block of channels kept in registers through a group.
 template <typename T>
 constexpr int kLanes = sizeof(T) >= 8 ? 32 : 64;
+
+#if defined(__GNUC__)
+#define VP_TARGET
+#define VP_BYTES 16
+#include "extreme_block.inc"
+#if defined(VP_AVX2)
+#define VP_TARGET VP_AVX2
+#define VP_BYTES 32
+#include "extreme_block.inc"
+#define VP_TARGET VP_AVX512
+#define VP_BYTES 64
+#include "extreme_block.inc"
+#endif
+#endif
 
 template <Extreme kind, typename T, typename Rows>
 struct ExtremeKernel {
   using Rule = Order<kind, T>;
   using Key = typename Rule::Key;
+  // Rows are marked in integers as wide as the keys, so that both sit in vectors of one shape.
+  using Mark = std::conditional_t<sizeof(Key) == 8, int64_t,
+                                  std::conditional_t<sizeof(Key) == 4, int32_t, int16_t>>;
   const T* src;
   Groups shape;
   Rows rows;
   T* out;
   int64_t* arg;
 
-  template <int lanes, typename Row>
-  VP_INLINE void block(int64_t k, int64_t channel, int width) const {
-    const int64_t begin = shape.offsets[k], end = shape.offsets[k + 1];
+  // `lanes` channels of group k, for any key and width. Marks are places in the group, counted from
+  // 1 (filling with zeros would be a call of memset).
+  template <int lanes, bool whole, typename Place>
+  VP_INLINE void block(int64_t k, int64_t channel, int some) const {
+    const int width = whole ? lanes : some;
+    const int64_t begin = shape.offsets[k], end = shape.offsets[k + 1], origin = begin - 1;
     Key best[lanes];
-    Row place[lanes];
+    Place place[lanes];
     const T* from = src + rows.row(begin) * shape.channels + channel;
     for (int l = 0; l < width; ++l) {
       best[l] = Rule::key(from[l]);
-      place[l] = 0;
+      place[l] = 1;
     }
     rows.template fetch<lanes * sizeof(T)>(src + channel, shape.channels, begin);
     for (int64_t p = begin + 1; p < end; ++p) {
       rows.template fetch<lanes * sizeof(T)>(src + channel, shape.channels, p);
       from = src + rows.row(p) * shape.channels + channel;
-      const Row at = static_cast<Row>(p - begin);
+      const Place at = static_cast<Place>(p - origin);
       for (int l = 0; l < width; ++l) {
         const Key value = Rule::key(from[l]);
         const bool take = replaces<kind>(value, best[l]);
@@ -262,7 +317,7 @@ struct ExtremeKernel {
     }
     T* to = out + k * shape.channels + channel;
     int64_t* to_arg = arg + k * shape.channels + channel;
-    for (int l = 0; l < width; ++l) to_arg[l] = rows.row(begin + place[l]);
+    for (int l = 0; l < width; ++l) to_arg[l] = rows.row(origin + place[l]);
     for (int l = 0; l < width; ++l) {
       if constexpr (std::is_same_v<T, Key>) {
         to[l] = best[l];
@@ -272,25 +327,36 @@ struct ExtremeKernel {
     }
   }
 
-  template <typename Row>
+  template <typename Place>
   VP_INLINE void group(int64_t k, int64_t c, int64_t c_end) const {
-    constexpr int lanes = kLanes<Key>;
-    for (; c + lanes <= c_end; c += lanes) block<lanes, Row>(k, c, lanes);
-    for (; c + 16 <= c_end; c += 16) block<16, Row>(k, c, 16);
-    if (c < c_end) block<16, Row>(k, c, static_cast<int>(c_end - c));
+    c = cover<64, 16>(c, c_end, [&](auto lanes, int64_t channel) VP_INLINE_LAMBDA {
+      block<lanes, true, Place>(k, channel, lanes);
+    });
+    if (c < c_end) block<16, false, Place>(k, c, static_cast<int>(c_end - c));
   }
 
-  VP_INLINE void operator()(int64_t first, int64_t last, int64_t c, int64_t c_end) const {
-    // A counter as wide as the key lets both sit in vectors of one shape.
-    using Near = std::conditional_t<sizeof(Key) == 8, int64_t,
-                                    std::conditional_t<sizeof(Key) == 4, int32_t, int16_t>>;
+  template <typename Register>
+  VP_INLINE void operator()(Register, int64_t first, int64_t last, int64_t c, int64_t c_end) const {
     for (int64_t k = first; k < last; ++k) {
       const int64_t count = shape.offsets[k + 1] - shape.offsets[k];
       if (count == 0) {
         std::memset(static_cast<void*>(out + k * shape.channels + c), 0, (c_end - c) * sizeof(T));
         std::fill(arg + k * shape.channels + c, arg + k * shape.channels + c_end, shape.rows);
-      } else if (count <= std::numeric_limits<Near>::max()) {
-        group<Near>(k, c, c_end);
+        continue;
+      }
+#if defined(__GNUC__)
+      if constexpr (sizeof(T) >= 4) {
+        constexpr int each = Register::value / sizeof(T);
+        if (c_end - c >= each && shape.rows <= std::numeric_limits<Mark>::max()) {
+          cover<8 * each, each>(c, c_end, [&](auto lanes, int64_t channel) VP_INLINE_LAMBDA {
+            extreme_block<kind, T, Mark, lanes>(Register{}, src, shape, rows, k, channel, out, arg);
+          });
+          continue;
+        }
+      }
+#endif
+      if (count <= std::numeric_limits<Mark>::max()) {
+        group<Mark>(k, c, c_end);
       } else {
         group<int64_t>(k, c, c_end);
       }
@@ -307,8 +373,9 @@ struct FoldKernel {
   T* out;
   bool mean;
 
-  template <int lanes>
-  VP_INLINE void block(int64_t k, int64_t channel, int width) const {
+  template <int lanes, bool whole>
+  VP_INLINE void block(int64_t k, int64_t channel, int some) const {
+    const int width = whole ? lanes : some;
     const int64_t begin = shape.offsets[k], end = shape.offsets[k + 1];
     Value total[lanes];
     for (int l = 0; l < width; ++l) total[l] = product ? 1 : 0;
@@ -327,13 +394,15 @@ struct FoldKernel {
     for (int l = 0; l < width; ++l) to[l] = static_cast<T>(total[l]);
   }
 
-  VP_INLINE void operator()(int64_t first, int64_t last, int64_t c_begin, int64_t c_end) const {
-    constexpr int lanes = kLanes<Value>;
+  template <typename Register>
+  VP_INLINE void operator()(Register, int64_t first, int64_t last, int64_t c_begin,
+                            int64_t c_end) const {
     for (int64_t k = first; k < last; ++k) {
-      int64_t c = c_begin;
-      for (; c + lanes <= c_end; c += lanes) block<lanes>(k, c, lanes);
-      for (; c + 16 <= c_end; c += 16) block<16>(k, c, 16);
-      if (c < c_end) block<16>(k, c, static_cast<int>(c_end - c));
+      const int64_t c = cover<kLanes<Value>, 8>(c_begin, c_end,
+                                                [&](auto lanes, int64_t channel) VP_INLINE_LAMBDA {
+                                                  block<lanes, true>(k, channel, lanes);
+                                                });
+      if (c < c_end) block<8, false>(k, c, static_cast<int>(c_end - c));
     }
   }
 };
@@ -343,8 +412,8 @@ struct SortedGroups {
   const Groups& shape;
   int64_t group = -1;
   VP_INLINE void start(int64_t row) {
-    group = std::upper_bound(shape.offsets, shape.offsets + shape.groups + 1, row) -
-            shape.offsets - 1;
+    group =
+        std::upper_bound(shape.offsets, shape.offsets + shape.groups + 1, row) - shape.offsets - 1;
   }
   VP_INLINE int64_t of(int64_t row) {
     while (group < shape.groups && shape.offsets[group + 1] <= row) ++group;
@@ -365,7 +434,8 @@ struct SpreadMeanKernel {
   const Groups& shape;
   T* out;
 
-  VP_INLINE void operator()(int64_t first, int64_t last) const {
+  template <typename Register>
+  VP_INLINE void operator()(Register, int64_t first, int64_t last) const {
     SortedGroups groups{shape};
     groups.start(first);
     int64_t before = -1;
@@ -395,7 +465,8 @@ struct SpreadKernel {
   int64_t channels;
   Word* out;
 
-  VP_INLINE void operator()(int64_t first, int64_t last) const {
+  template <typename Register>
+  VP_INLINE void operator()(Register, int64_t first, int64_t last) const {
     GroupOf groups = group_of;
     groups.start(first);
     for (int64_t r = first; r < last; ++r) {
@@ -414,10 +485,13 @@ struct PlaceKernel {
   const Word* src;
   const int64_t* arg;
   GroupOf group_of;
+  int64_t rows;
   int64_t channels;
   Word* out;
 
-  VP_INLINE void operator()(int64_t first, int64_t last) const {
+  template <typename Register>
+  VP_INLINE void operator()(Register, int64_t first, int64_t last) const {
+    const bool near = rows < std::numeric_limits<uint32_t>::max();
     GroupOf groups = group_of;
     groups.start(first);
     for (int64_t r = first; r < last; ++r) {
@@ -429,7 +503,15 @@ struct PlaceKernel {
       }
       const Word* from = src + k * channels;
       const int64_t* at = arg + k * channels;
-      for (int64_t c = 0; c < channels; ++c) to[c] = at[c] == r ? from[c] : Word{0};
+      // In 32 bits, in which rows are told apart well below 2^32 of them.
+      if (near) {
+        const uint32_t here = static_cast<uint32_t>(r);
+        for (int64_t c = 0; c < channels; ++c) {
+          to[c] = static_cast<uint32_t>(at[c]) == here ? from[c] : Word{0};
+        }
+      } else {
+        for (int64_t c = 0; c < channels; ++c) to[c] = at[c] == r ? from[c] : Word{0};
+      }
     }
   }
 };
@@ -466,9 +548,10 @@ void check_index(const int64_t* index, int64_t rows, int64_t groups, int threads
 
 template <typename Function>
 void with_rows(const Groups& shape, Function&& function) {
-  if (shape.order) return function(Listed{shape.order, shape.offsets[shape.groups]});
+  const int64_t places = shape.offsets[shape.groups];
+  if (shape.order) return function(Listed{places, shape.order});
   check_offsets(shape);
-  function(AsTheyLie{});
+  function(AsTheyLie{places});
 }
 
 }  // namespace
@@ -527,9 +610,10 @@ void segment_spread_cpu(bool mean, DType dtype, const void* src, Groups shape, v
   dispatch_width(dtype, [&](auto word) {
     using Word = decltype(word);
     expect_write(out, shape.rows * shape.channels * sizeof(Word));
-    run_on_rows(shape.rows, shape.channels, threads,
-                SpreadKernel<Word, SortedGroups>{static_cast<const Word*>(src), {shape},
-                                                 shape.channels, static_cast<Word*>(out)});
+    run_on_rows(
+        shape.rows, shape.channels, threads,
+        SpreadKernel<Word, SortedGroups>{
+            static_cast<const Word*>(src), {shape}, shape.channels, static_cast<Word*>(out)});
   });
 }
 
@@ -540,8 +624,12 @@ void segment_place_cpu(DType dtype, const void* src, const int64_t* arg, Groups 
     using Word = decltype(word);
     expect_write(out, shape.rows * shape.channels * sizeof(Word));
     run_on_rows(shape.rows, shape.channels, threads,
-                PlaceKernel<Word, SortedGroups>{static_cast<const Word*>(src), arg, {shape},
-                                                shape.channels, static_cast<Word*>(out)});
+                PlaceKernel<Word, SortedGroups>{static_cast<const Word*>(src),
+                                                arg,
+                                                {shape},
+                                                shape.rows,
+                                                shape.channels,
+                                                static_cast<Word*>(out)});
   });
 }
 
@@ -552,8 +640,8 @@ void scatter_spread_cpu(DType dtype, const void* src, const int64_t* index, int6
     using Word = decltype(word);
     expect_write(out, rows * channels * sizeof(Word));
     run_on_rows(rows, channels, threads,
-                SpreadKernel<Word, IndexedGroups>{static_cast<const Word*>(src), {index}, channels,
-                                                  static_cast<Word*>(out)});
+                SpreadKernel<Word, IndexedGroups>{
+                    static_cast<const Word*>(src), {index}, channels, static_cast<Word*>(out)});
   });
 }
 
@@ -563,9 +651,10 @@ void scatter_place_cpu(DType dtype, const void* src, const int64_t* arg, const i
   dispatch_width(dtype, [&](auto word) {
     using Word = decltype(word);
     expect_write(out, rows * channels * sizeof(Word));
-    run_on_rows(rows, channels, threads,
-                PlaceKernel<Word, IndexedGroups>{static_cast<const Word*>(src), arg, {index},
-                                                 channels, static_cast<Word*>(out)});
+    run_on_rows(
+        rows, channels, threads,
+        PlaceKernel<Word, IndexedGroups>{
+            static_cast<const Word*>(src), arg, {index}, rows, channels, static_cast<Word*>(out)});
   });
 }
 

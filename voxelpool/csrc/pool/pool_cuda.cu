@@ -76,7 +76,6 @@ void dispatch(DType dtype, Function&& function) {
   throw std::invalid_argument("unknown dtype code");
 }
 
-
 // Elements side by side that are loaded and stored at once.
 template <typename T, int width>
 struct alignas(sizeof(T) * width) Pack {
@@ -129,12 +128,13 @@ __device__ int64_t row_at(const Groups& shape, int64_t place) {
   return shape.order ? static_cast<int64_t>(shape.order[place]) : place;
 }
 
-// --- reductions -----------------------------------------------------------------------------------
+// --- reductions
+// -----------------------------------------------------------------------------------
 //
-// A thread takes one group and one pack of channels, row by row, with the loads of kAhead rows under
-// way at once. The first kLongBlocks blocks look for groups of more than kLong rows, which the others
-// leave out: a block shares the rows of such a group among its threads, always in the same way.
-// A Reducer says what becomes of the rows; its State is what one thread has found so far.
+// A thread takes one group and one pack of channels, row by row, with the loads of kAhead rows
+// under way at once. The first kLongBlocks blocks look for groups of more than kLong rows, which
+// the others leave out: a block shares the rows of such a group among its threads, always in the
+// same way. A Reducer says what becomes of the rows; its State is what one thread has found so far.
 
 constexpr int kAhead = 4;
 constexpr int64_t kLong = 512;
@@ -179,8 +179,7 @@ struct ExtremeReducer {
       if (other.place[i] < 0) continue;
       const bool later = state.place[i] >= 0 && state.place[i] < other.place[i];
       const bool wins = later ? replaces<kind>(other.best[i], state.best[i])
-                              : state.place[i] < 0 ||
-                                    !replaces<kind>(state.best[i], other.best[i]);
+                              : state.place[i] < 0 || !replaces<kind>(state.best[i], other.best[i]);
       if (wins) {
         state.best[i] = other.best[i];
         state.place[i] = other.place[i];
@@ -199,8 +198,8 @@ struct ExtremeReducer {
       if constexpr (std::is_same<T, Value>::value) {
         values.at[i] = state.best[i];
       } else {
-        values.at[i] = empty ? Rule::template store<Value>(Value(0))
-                             : src[row * shape.channels + c + i];
+        values.at[i] =
+            empty ? Rule::template store<Value>(Value(0)) : src[row * shape.channels + c + i];
       }
     }
     const int64_t at = k * shape.channels + c;
@@ -231,8 +230,8 @@ struct FoldReducer {
 #pragma unroll
     for (int i = 0; i < width; ++i) {
       const Value value = Rule::template load<Value>(pack.at[i]);
-      state.total[i] = fold == Fold::kProduct ? multiply(state.total[i], value)
-                                              : add(state.total[i], value);
+      state.total[i] =
+          fold == Fold::kProduct ? multiply(state.total[i], value) : add(state.total[i], value);
     }
   }
   __device__ void merge(State& state, const State& other) const {
@@ -267,17 +266,17 @@ __device__ void take_rows(const Reducer& reducer, typename Reducer::State& state
     Pack<T, width> packs[kAhead];
 #pragma unroll
     for (int a = 0; a < kAhead; ++a) {
-      packs[a] = *reinterpret_cast<const Pack<T, width>*>(
-          src + row_at(shape, place + a * step) * shape.channels);
+      packs[a] = *reinterpret_cast<const Pack<T, width>*>(src + row_at(shape, place + a * step) *
+                                                                    shape.channels);
     }
 #pragma unroll
     for (int a = 0; a < kAhead; ++a) reducer.take(state, packs[a], place + a * step);
   }
   for (; place < end; place += step) {
-    reducer.take(state,
-                 *reinterpret_cast<const Pack<T, width>*>(src +
-                                                          row_at(shape, place) * shape.channels),
-                 place);
+    reducer.take(
+        state,
+        *reinterpret_cast<const Pack<T, width>*>(src + row_at(shape, place) * shape.channels),
+        place);
   }
 }
 
@@ -355,11 +354,13 @@ void launch_reduce(const Reducer& reducer, const Groups& shape, int device, void
   const int64_t count = shape.groups * (shape.channels / width);
   if (count == 0) return;
   const DeviceGuard guard(device);
-  reduce_kernel<T, width><<<grid_size(count) + kLongBlocks, kBlock, 0,
-                            static_cast<cudaStream_t>(stream)>>>(reducer, shape);
+  reduce_kernel<T, width>
+      <<<grid_size(count) + kLongBlocks, kBlock, 0, static_cast<cudaStream_t>(stream)>>>(reducer,
+                                                                                         shape);
 }
 
-// --- from groups to rows --------------------------------------------------------------------------
+// --- from groups to rows
+// --------------------------------------------------------------------------
 
 // The group of each row, or -1, from an index or from offsets.
 struct GroupFinder {
@@ -473,9 +474,8 @@ void launch_place(DType dtype, const void* src, const int64_t* arg, const GroupF
     using Word = decltype(word);
     dispatch_width<Word>(channels, aligned16(src) && aligned16(out), [&](auto width) {
       const int64_t count = (rows + kRowsAThread - 1) / kRowsAThread * (channels / width);
-      place_kernel<Word, width>
-          <<<grid_size(count), kBlock, 0, static_cast<cudaStream_t>(stream)>>>(
-              static_cast<const Word*>(src), arg, finder, rows, channels, static_cast<Word*>(out));
+      place_kernel<Word, width><<<grid_size(count), kBlock, 0, static_cast<cudaStream_t>(stream)>>>(
+          static_cast<const Word*>(src), arg, finder, rows, channels, static_cast<Word*>(out));
     });
   });
   check_cuda(cudaGetLastError(), "place");
