@@ -57,7 +57,9 @@ def loop(src, index, dim, size, reduce, out=None):
     start = {"sum": 0, "mean": 0, "mul": 1, "min": 0, "max": 0}[reduce]
     result = np.full(shape, start, wide)
     if out is not None:
-        result = out.double().numpy().astype(wide) if src.is_floating_point() else out.long().numpy()
+        result = (
+            out.double().numpy().astype(wide) if src.is_floating_point() else out.long().numpy()
+        )
         result = result.copy()
     held = np.full(shape, out is not None)
     arg = np.full(shape, src.shape[dim])
@@ -79,10 +81,8 @@ def loop(src, index, dim, size, reduce, out=None):
                 result[to], arg[to], held[to] = value, at[dim], True
         if reduce == "mean":
             divisor = np.maximum(count, 1)
-            if src.is_floating_point():
-                result = result / divisor.astype(wide)
-            else:
-                result = result // divisor
+            whole = not src.is_floating_point()
+            result = result // divisor if whole else result / divisor.astype(wide)
     return torch.from_numpy(np.asarray(result)).to(src.dtype), torch.from_numpy(np.asarray(arg))
 
 
@@ -327,8 +327,7 @@ def test_any_shape_dim_and_index(data):
         index_shape = shape[:dims]
         if kind == "ones":
             index_shape = [
-                1 if d != at and data.draw(st.booleans()) else n
-                for d, n in enumerate(index_shape)
+                1 if d != at and data.draw(st.booleans()) else n for d, n in enumerate(index_shape)
             ]
     if len(index_shape) > len(shape):
         return
@@ -458,7 +457,7 @@ def test_gather_coo_takes_what_the_index_names(case, device):
     generator = np.random.default_rng(0)
     index = integers(generator, size, index_shape)
     values = torch.randn((*shape[:dim], size, *shape[dim + 1 :]))
-    target = (*index_shape[:dim], *shape[dim:dim + 1], *shape[dim + 1 :])
+    target = (*index_shape[:dim], *shape[dim : dim + 1], *shape[dim + 1 :])
     whole = index.reshape(index_shape + (1,) * (len(shape) - dim - 1)).expand(
         *shape[:dim], *target[dim:]
     )
@@ -862,9 +861,7 @@ SIGNATURES = {
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_signature_is_that_of_torch_scatter(name):
     parameters = inspect.signature(getattr(ops, name)).parameters.values()
-    words = [
-        p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters
-    ]
+    words = [p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters]
     assert " ".join(words) == SIGNATURES[name]
     assert name in ops.__all__
     if "std" in name or "soft" in name or "exp" in name:

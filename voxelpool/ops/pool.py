@@ -154,6 +154,7 @@ def _save_extreme(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
     src, offsets, _ = inputs
     ctx.rows = src.shape[0]
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # no zeros for the second output
     ctx.save_for_backward(output[1], offsets)
 
 
@@ -220,9 +221,7 @@ register(
 )
 register(
     "segment_max(Tensor src, Tensor offsets, bool partial=False) -> (Tensor, Tensor)",
-    native=lambda src, offsets, partial=False: reduce_extreme(
-        True, src, offsets, partial=partial
-    ),
+    native=lambda src, offsets, partial=False: reduce_extreme(True, src, offsets, partial=partial),
     reference=reference.segment_max,
     fake=_fake_extreme,
     backward=_extreme_backward,
@@ -230,9 +229,7 @@ register(
 )
 register(
     "segment_min(Tensor src, Tensor offsets, bool partial=False) -> (Tensor, Tensor)",
-    native=lambda src, offsets, partial=False: reduce_extreme(
-        False, src, offsets, partial=partial
-    ),
+    native=lambda src, offsets, partial=False: reduce_extreme(False, src, offsets, partial=partial),
     reference=reference.segment_min,
     fake=_fake_extreme,
     backward=_extreme_backward,
@@ -240,9 +237,7 @@ register(
 )
 register(
     "segment_sum(Tensor src, Tensor offsets, bool partial=False) -> Tensor",
-    native=lambda src, offsets, partial=False: reduce_fold(
-        "sum", src, offsets, partial=partial
-    ),
+    native=lambda src, offsets, partial=False: reduce_fold("sum", src, offsets, partial=partial),
     reference=reference.segment_sum,
     fake=_fake_reduce,
     backward=_sum_backward,
@@ -250,9 +245,7 @@ register(
 )
 register(
     "segment_mean(Tensor src, Tensor offsets, bool partial=False) -> Tensor",
-    native=lambda src, offsets, partial=False: reduce_fold(
-        "mean", src, offsets, partial=partial
-    ),
+    native=lambda src, offsets, partial=False: reduce_fold("mean", src, offsets, partial=partial),
     reference=reference.segment_mean,
     fake=_fake_reduce,
     backward=_mean_backward,

@@ -7,7 +7,7 @@ Names, arguments, results and gradients are those of torch-scatter 2.1. What dif
 - A tie goes to the lowest row, and NaN propagates (torch-scatter: any row on CUDA; NaN is lost).
 - Counts and sizes are 64-bit.
 - An index out of range is an error on the CPU. On CUDA such rows are left out and their gradient is
-  0, as looking would stall the device; the environment variable ``VOXELPOOL_DEBUG=1`` makes it look.
+  0, as looking would stall the device; the environment variable ``VOXELPOOL_DEBUG=1`` looks.
 - Without ``dim_size`` and ``out``, the size is ``index.max() + 1``, which waits for the device and
   cannot be compiled or captured in a CUDA graph: give ``dim_size`` there.
 """
@@ -207,7 +207,9 @@ class Layout:
 
     def _flatten(self, values: Tensor) -> Tensor:
         if self.moved:
-            return values.movedim(self.dim, 0).reshape(values.shape[self.dim], math.prod(self._rest))
+            return values.movedim(self.dim, 0).reshape(
+                values.shape[self.dim], math.prod(self._rest)
+            )
         rows = math.prod(values.shape[: self.dim + 1]) * self.inner
         channels = math.prod(self.shape[self.dim + 1 :]) if self.inner == 1 else 1
         return values.reshape(rows, channels)
@@ -303,13 +305,17 @@ def _align(index: Tensor, src: Tensor, dim: int) -> Tensor:
     """``index`` with the dimensions of ``src``, each of size 1 where it does not vary."""
     aligned = index
     if index.dim() == 1:
-        aligned = aligned.reshape((1,) * dim + (-1,)) if index.numel() else aligned.reshape(
-            (1,) * dim + (0,)
+        aligned = (
+            aligned.reshape((1,) * dim + (-1,))
+            if index.numel()
+            else aligned.reshape((1,) * dim + (0,))
         )
     if index.dim() <= src.dim():
         aligned = aligned.reshape(aligned.shape + (1,) * (src.dim() - aligned.dim()))
-    if index.dim() == 0 or aligned.dim() != src.dim() or any(
-        size not in (1, whole) for size, whole in zip(aligned.shape, src.shape, strict=True)
+    if (
+        index.dim() == 0
+        or aligned.dim() != src.dim()
+        or any(size not in (1, whole) for size, whole in zip(aligned.shape, src.shape, strict=True))
     ):
         raise ValueError(
             f"index of shape {tuple(index.shape)} does not broadcast along dim {dim} to src of "
@@ -468,6 +474,7 @@ def _save_index(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _save_extreme(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # no zeros for the second output
     ctx.save_for_backward(output[1], inputs[1])
 
 
@@ -481,6 +488,7 @@ def _sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
 
 def _save_mean(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # no zeros for the second output
     ctx.save_for_backward(output[1], inputs[1])
 
 

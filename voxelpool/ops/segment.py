@@ -333,9 +333,7 @@ def gather_coo(src: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
         raise TypeError(f"index must hold integers, got {index.dtype}")
     _check.same_device("src", src, "index", index)
     dim = index.dim() - 1
-    if not 0 <= dim < src.dim() or any(
-        index.shape[d] not in (1, src.shape[d]) for d in range(dim)
-    ):
+    if not 0 <= dim < src.dim() or any(index.shape[d] not in (1, src.shape[d]) for d in range(dim)):
         raise ValueError(
             f"all but the last dimension of index must broadcast to those of src, "
             f"{tuple(src.shape)}; got {tuple(index.shape)}"

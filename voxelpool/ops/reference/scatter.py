@@ -42,9 +42,8 @@ def scatter_keys(index: Tensor, groups: int) -> Tensor:
 def sorted_offsets(index: Tensor, groups: int) -> Tensor:
     """(groups + 1,) offsets of the groups of a sorted index (R,)."""
     index = checked_index(index, groups)
-    falls = (index[1:] < index[:-1]).nonzero() if index.device.type == "cpu" else ()
-    if len(falls):
-        r = int(falls[0])
+    falls = (index[1:] < index[:-1]).nonzero()[:1].tolist() if index.device.type == "cpu" else []
+    for (r,) in falls:
         raise ValueError(
             f"index[{r + 1}] is {int(index[r + 1])}, expected at least the entry before it, "
             f"{int(index[r])}"
