@@ -158,7 +158,9 @@ def _save_extreme(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
     ctx.save_for_backward(output[1], offsets)
 
 
-def _extreme_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None]:
+def _extreme_backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, None, None]:
+    if grad is None:
+        return None, None, None
     arg, offsets = ctx.saved_tensors
     return torch.ops.voxelpool.segment_place(grad, arg, offsets, ctx.rows), None, None
 

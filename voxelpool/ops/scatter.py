@@ -478,7 +478,9 @@ def _save_extreme(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
     ctx.save_for_backward(output[1], inputs[1])
 
 
-def _extreme_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None]:
+def _extreme_backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, None, None]:
+    if grad is None:
+        return None, None, None
     return torch.ops.voxelpool.scatter_place(grad, *ctx.saved_tensors), None, None
 
 
@@ -492,7 +494,9 @@ def _save_mean(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor])
     ctx.save_for_backward(output[1], inputs[1])
 
 
-def _mean_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None]:
+def _mean_backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, None, None]:
+    if grad is None:
+        return None, None, None
     counts, index = ctx.saved_tensors
     share = segment_reference.divide(segment_reference.widen(grad), counts).to(grad.dtype)
     return torch.ops.voxelpool.scatter_spread(share, index), None, None
