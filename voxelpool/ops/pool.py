@@ -38,25 +38,26 @@ def segment_max(src: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         TypeError: not a tensor, or a dtype other than those above.
         ValueError: shapes, devices or offsets that do not fit.
     """
-    return torch.ops.voxelpool.segment_max(*_checked(src, offsets))
+    return torch.ops.voxelpool.segment_max(*checked(src, offsets))
 
 
 def segment_min(src: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Smallest value of each group; otherwise as :func:`segment_max`."""
-    return torch.ops.voxelpool.segment_min(*_checked(src, offsets))
+    return torch.ops.voxelpool.segment_min(*checked(src, offsets))
 
 
 def segment_sum(src: Tensor, offsets: Tensor) -> Tensor:
     """Sum of each group, (K, C); arguments as of :func:`segment_max`."""
-    return torch.ops.voxelpool.segment_sum(*_checked(src, offsets))
+    return torch.ops.voxelpool.segment_sum(*checked(src, offsets))
 
 
 def segment_mean(src: Tensor, offsets: Tensor) -> Tensor:
     """Mean of each group, (K, C); arguments as of :func:`segment_max`."""
-    return torch.ops.voxelpool.segment_mean(*_checked(src, offsets))
+    return torch.ops.voxelpool.segment_mean(*checked(src, offsets))
 
 
-def _checked(src: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+def checked(src: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Both, checked; ``offsets`` as int64."""
     _check.tensor("src", src)
     _check.tensor("offsets", offsets)
     if src.dtype not in _native.DTYPE_CODES:
@@ -73,55 +74,70 @@ def _checked(src: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
 # --- native --------------------------------------------------------------------------------------
 
 
-def _shape(offsets: Tensor, rows: int, channels: int) -> tuple[Tensor, int, int, int]:
-    return offsets.contiguous(), offsets.shape[0] - 1, rows, channels
+FOLDS = {"sum": 0, "mean": 1, "mul": 2}
 
 
-def _native_extreme(largest: bool, src: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    src = src.contiguous()
-    shape = _shape(offsets, *src.shape)
-    out = src.new_empty((shape[1], src.shape[1]))
-    arg = offsets.new_empty(out.shape)
+def reduce_extreme(
+    largest: bool,
+    src: Tensor,
+    offsets: Tensor,
+    order: Tensor | None = None,
+    partial: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Runs the kernel of max and min: rows in place, or in ``order`` (R,) int32."""
+    src, offsets = src.contiguous(), offsets.contiguous()
+    groups, channels = offsets.shape[0] - 1, src.shape[1]
+    out = src.new_empty((groups, channels))
+    arg = offsets.new_empty((groups, channels))
     code = _native.DTYPE_CODES[src.dtype]
-    _native.call("segment_extreme", src.device, largest, code, src, *shape, out, arg)
+    shape = (groups, src.shape[0], channels, partial)
+    _native.call("segment_extreme", src.device, largest, code, src, offsets, order, shape, out, arg)
     return out, arg
 
 
-def _native_sum(mean: bool, src: Tensor, offsets: Tensor) -> Tensor:
-    src = src.contiguous()
-    shape = _shape(offsets, *src.shape)
-    out = src.new_empty((shape[1], src.shape[1]))
+def reduce_fold(
+    how: str,
+    src: Tensor,
+    offsets: Tensor,
+    order: Tensor | None = None,
+    partial: bool = False,
+) -> Tensor:
+    """Runs the kernel of sum, mean and mul; arguments as of :func:`reduce_extreme`."""
+    src, offsets = src.contiguous(), offsets.contiguous()
+    groups, channels = offsets.shape[0] - 1, src.shape[1]
+    out = src.new_empty((groups, channels))
     code = _native.DTYPE_CODES[src.dtype]
-    _native.call("segment_sum", src.device, mean, code, src, *shape, out)
+    shape = (groups, src.shape[0], channels, partial)
+    _native.call("segment_fold", src.device, FOLDS[how], code, src, offsets, order, shape, out)
     return out
 
 
 def _native_spread(src: Tensor, offsets: Tensor, rows: int, mean: bool) -> Tensor:
-    src = src.contiguous()
-    shape = _shape(offsets, rows, src.shape[1])
+    src, offsets = src.contiguous(), offsets.contiguous()
     out = src.new_empty((rows, src.shape[1]))
     code = _native.DTYPE_CODES[src.dtype]
-    _native.call("segment_spread", src.device, mean, code, src, *shape, out)
+    shape = (offsets.shape[0] - 1, *out.shape, True)
+    _native.call("segment_spread", src.device, mean, code, src, offsets, shape, out)
     return out
 
 
 def _native_place(src: Tensor, arg: Tensor, offsets: Tensor, rows: int) -> Tensor:
-    src, arg = src.contiguous(), arg.contiguous()
-    shape = _shape(offsets, rows, src.shape[1])
+    src, arg, offsets = src.contiguous(), arg.contiguous(), offsets.contiguous()
     out = src.new_empty((rows, src.shape[1]))
     code = _native.DTYPE_CODES[src.dtype]
-    _native.call("segment_place", src.device, code, src, arg, *shape, out)
+    shape = (offsets.shape[0] - 1, *out.shape, True)
+    _native.call("segment_place", src.device, code, src, arg, offsets, shape, out)
     return out
 
 
 # --- registration --------------------------------------------------------------------------------
 
 
-def _fake_reduce(src: Tensor, offsets: Tensor) -> Tensor:
+def _fake_reduce(src: Tensor, offsets: Tensor, partial: bool = False) -> Tensor:
     return src.new_empty((offsets.shape[0] - 1, src.shape[1]))
 
 
-def _fake_extreme(src: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+def _fake_extreme(src: Tensor, offsets: Tensor, partial: bool = False) -> tuple[Tensor, Tensor]:
     out = _fake_reduce(src, offsets)
     return out, offsets.new_empty(out.shape)
 
@@ -135,39 +151,48 @@ def _fake_place(src: Tensor, arg: Tensor, offsets: Tensor, rows: int) -> Tensor:
 
 
 def _save_extreme(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    src, offsets = inputs
+    src, offsets, _ = inputs
     ctx.rows = src.shape[0]
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # no zeros for the second output
     ctx.save_for_backward(output[1], offsets)
 
 
-def _extreme_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None]:
+def _extreme_backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, None, None]:
+    if grad is None:
+        return None, None, None
     arg, offsets = ctx.saved_tensors
-    return torch.ops.voxelpool.segment_place(grad, arg, offsets, ctx.rows), None
+    return torch.ops.voxelpool.segment_place(grad, arg, offsets, ctx.rows), None, None
 
 
-def _save_place(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def save_arg(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Keeps the second input."""
     ctx.save_for_backward(inputs[1])
 
 
+def gather_arg(grad: Tensor, arg: Tensor) -> Tensor:
+    """(K, C): the entry of ``grad`` (R, C) at row ``arg`` of each channel, 0 for row R."""
+    return torch.cat([grad, grad.new_zeros((1, grad.shape[1]))]).gather(0, arg)
+
+
 def _place_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-    (arg,) = ctx.saved_tensors
-    padded = torch.cat([grad, grad.new_zeros((1, grad.shape[1]))])
-    return padded.gather(0, arg), None, None, None
+    return gather_arg(grad, *ctx.saved_tensors), None, None, None
 
 
 def _save_sum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    src, offsets = inputs
+    src, offsets, _ = inputs
     ctx.rows = src.shape[0]
     ctx.save_for_backward(offsets)
 
 
-def _sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    return torch.ops.voxelpool.segment_spread(grad, ctx.saved_tensors[0], ctx.rows, False), None
+def _sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    (offsets,) = ctx.saved_tensors
+    return torch.ops.voxelpool.segment_spread(grad, offsets, ctx.rows, False), None, None
 
 
-def _mean_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    return torch.ops.voxelpool.segment_spread(grad, ctx.saved_tensors[0], ctx.rows, True), None
+def _mean_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    (offsets,) = ctx.saved_tensors
+    return torch.ops.voxelpool.segment_spread(grad, offsets, ctx.rows, True), None, None
 
 
 def _save_spread(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -177,7 +202,7 @@ def _save_spread(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _spread_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
     reduce = torch.ops.voxelpool.segment_mean if ctx.mean else torch.ops.voxelpool.segment_sum
-    return reduce(grad, ctx.saved_tensors[0]), None, None, None
+    return reduce(grad, ctx.saved_tensors[0], True), None, None, None
 
 
 register(
@@ -186,7 +211,7 @@ register(
     reference=reference.segment_place,
     fake=_fake_place,
     backward=_place_backward,
-    setup_context=_save_place,
+    setup_context=save_arg,
 )
 register(
     "segment_spread(Tensor src, Tensor offsets, SymInt rows, bool mean) -> Tensor",
@@ -197,32 +222,32 @@ register(
     setup_context=_save_spread,
 )
 register(
-    "segment_max(Tensor src, Tensor offsets) -> (Tensor, Tensor)",
-    native=lambda src, offsets: _native_extreme(True, src, offsets),
+    "segment_max(Tensor src, Tensor offsets, bool partial=False) -> (Tensor, Tensor)",
+    native=lambda src, offsets, partial=False: reduce_extreme(True, src, offsets, partial=partial),
     reference=reference.segment_max,
     fake=_fake_extreme,
     backward=_extreme_backward,
     setup_context=_save_extreme,
 )
 register(
-    "segment_min(Tensor src, Tensor offsets) -> (Tensor, Tensor)",
-    native=lambda src, offsets: _native_extreme(False, src, offsets),
+    "segment_min(Tensor src, Tensor offsets, bool partial=False) -> (Tensor, Tensor)",
+    native=lambda src, offsets, partial=False: reduce_extreme(False, src, offsets, partial=partial),
     reference=reference.segment_min,
     fake=_fake_extreme,
     backward=_extreme_backward,
     setup_context=_save_extreme,
 )
 register(
-    "segment_sum(Tensor src, Tensor offsets) -> Tensor",
-    native=lambda src, offsets: _native_sum(False, src, offsets),
+    "segment_sum(Tensor src, Tensor offsets, bool partial=False) -> Tensor",
+    native=lambda src, offsets, partial=False: reduce_fold("sum", src, offsets, partial=partial),
     reference=reference.segment_sum,
     fake=_fake_reduce,
     backward=_sum_backward,
     setup_context=_save_sum,
 )
 register(
-    "segment_mean(Tensor src, Tensor offsets) -> Tensor",
-    native=lambda src, offsets: _native_sum(True, src, offsets),
+    "segment_mean(Tensor src, Tensor offsets, bool partial=False) -> Tensor",
+    native=lambda src, offsets, partial=False: reduce_fold("mean", src, offsets, partial=partial),
     reference=reference.segment_mean,
     fake=_fake_reduce,
     backward=_mean_backward,

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <limits>
 #include <stdexcept>
@@ -7,14 +8,21 @@
 
 #include "../thread_pool.h"
 #include "half_types.h"
+#include "huge_pages.h"
+#include "index_check.h"
 #include "pool.h"
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define VP_AVX2 __attribute__((target("avx2,f16c")))
 #define VP_AVX512 __attribute__((target("avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")))
+#endif
+#if defined(__GNUC__)
+// Into the functions above, which know what instructions there are.
 #define VP_INLINE __attribute__((always_inline)) inline
+#define VP_INLINE_LAMBDA __attribute__((always_inline))
 #else
 #define VP_INLINE inline
+#define VP_INLINE_LAMBDA
 #endif
 
 namespace voxelpool {
@@ -92,7 +100,9 @@ void check_offsets(const Groups& shape) {
                                 ", expected " + expected);
   };
   const int64_t* offsets = shape.offsets;
-  if (offsets[0] != 0) fail(0, offsets[0], "0");
+  if (shape.partial ? offsets[0] < 0 : offsets[0] != 0) {
+    fail(0, offsets[0], shape.partial ? "at least 0" : "0");
+  }
   bool sorted = true;
   for (int64_t k = 0; k < shape.groups; ++k) sorted &= offsets[k] <= offsets[k + 1];
   for (int64_t k = 0; !sorted && k < shape.groups; ++k) {
@@ -100,18 +110,33 @@ void check_offsets(const Groups& shape) {
       fail(k + 1, offsets[k + 1], "at least the offset before it, " + std::to_string(offsets[k]));
     }
   }
-  if (offsets[shape.groups] != shape.rows) {
-    fail(shape.groups, offsets[shape.groups], std::to_string(shape.rows) + ", the number of rows");
+  const int64_t end = offsets[shape.groups];
+  if (shape.partial ? end > shape.rows : end != shape.rows) {
+    fail(shape.groups, end,
+         (shape.partial ? "at most " : "") + std::to_string(shape.rows) + ", the number of rows");
   }
 }
 
-// Cuts the groups into pieces of like work (a row, or a group's output) and runs body(first, last).
+// Cuts the groups into pieces of like work (a row, or a group's output) and runs body(first, last,
+// channel, channel_end). Channels are cut too where one group holds much of the rows.
 template <typename Body>
 void for_each_piece(const Groups& shape, int threads, Body&& body) {
+  constexpr int64_t kCut = 64;
   const int64_t work = shape.rows + shape.groups;
   const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(shape.channels, 1));
   const int64_t pieces = std::min<int64_t>((work + grain - 1) / grain, int64_t{threads} * 4);
-  if (pieces <= 1) return body(int64_t{0}, shape.groups);
+  if (pieces <= 1 || threads <= 1)
+    return body(int64_t{0}, shape.groups, int64_t{0}, shape.channels);
+  int64_t cuts = 1;
+  if (shape.channels >= 2 * kCut) {
+    int64_t longest = 0;
+    for (int64_t k = 0; k < shape.groups; ++k) {
+      longest = std::max(longest, shape.offsets[k + 1] - shape.offsets[k]);
+    }
+    if (longest > work / threads / 2) {
+      cuts = std::min<int64_t>(threads, shape.channels / kCut);
+    }
+  }
   // The first group k at which k groups and their rows make up the piece's share.
   const auto boundary = [&](int64_t piece) {
     const int64_t share = work * piece / pieces;
@@ -126,76 +151,173 @@ void for_each_piece(const Groups& shape, int threads, Body&& body) {
     }
     return low;
   };
-  run_tasks(pieces, threads, [&](int64_t piece) {
-    body(boundary(piece), piece + 1 == pieces ? shape.groups : boundary(piece + 1));
+  const auto channel = [&](int64_t cut) {
+    return cut == cuts ? shape.channels : shape.channels * cut / cuts / kCut * kCut;
+  };
+  run_tasks(pieces * cuts, threads, [&](int64_t task) {
+    const int64_t piece = task / cuts, cut = task % cuts;
+    body(boundary(piece), piece + 1 == pieces ? shape.groups : boundary(piece + 1), channel(cut),
+         channel(cut + 1));
   });
 }
 
-// Runs `kernel(first, last)` compiled for the best instruction set of this machine.
+// The bytes of a vector register.
+template <int count>
+using Bytes = std::integral_constant<int, count>;
+
+// Runs `kernel(Bytes, arguments...)` compiled for the best instruction set of this machine.
 template <typename Kernel>
 struct Multiarch {
-  static void plain(const Kernel& kernel, int64_t first, int64_t last) { kernel(first, last); }
-#if defined(VP_AVX2)
-  VP_AVX2 static void avx2(const Kernel& kernel, int64_t first, int64_t last) {
-    kernel(first, last);
+  template <typename... Arguments>
+  static void plain(const Kernel& kernel, Arguments... arguments) {
+    kernel(Bytes<16>{}, arguments...);
   }
-  VP_AVX512 static void avx512(const Kernel& kernel, int64_t first, int64_t last) {
-    kernel(first, last);
+#if defined(VP_AVX2)
+  template <typename... Arguments>
+  VP_AVX2 static void avx2(const Kernel& kernel, Arguments... arguments) {
+    kernel(Bytes<32>{}, arguments...);
+  }
+  template <typename... Arguments>
+  VP_AVX512 static void avx512(const Kernel& kernel, Arguments... arguments) {
+    kernel(Bytes<64>{}, arguments...);
   }
 #endif
 };
 
-template <typename Kernel>
-void run_kernel(const Groups& shape, int threads, const Kernel& kernel) {
-  auto function = &Multiarch<Kernel>::plain;
+template <typename... Arguments, typename Kernel>
+auto best_of(const Kernel&) {
+  auto function = &Multiarch<Kernel>::template plain<Arguments...>;
 #if defined(VP_AVX2)
   if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq")) {
-    function = &Multiarch<Kernel>::avx512;
+    function = &Multiarch<Kernel>::template avx512<Arguments...>;
   } else if (__builtin_cpu_supports("avx2")) {
-    function = &Multiarch<Kernel>::avx2;
+    function = &Multiarch<Kernel>::template avx2<Arguments...>;
   }
 #endif
-  for_each_piece(shape, threads,
-                 [&](int64_t first, int64_t last) { function(kernel, first, last); });
+  return function;
 }
 
-// The widest block of channels kept in registers through a group.
+template <typename Kernel>
+void run_on_groups(const Groups& shape, int threads, const Kernel& kernel) {
+  const auto function = best_of<int64_t, int64_t, int64_t, int64_t>(kernel);
+  for_each_piece(shape, threads, [&](int64_t first, int64_t last, int64_t from, int64_t to) {
+    function(kernel, first, last, from, to);
+  });
+}
+
+template <typename Kernel>
+void run_on_rows(int64_t rows, int64_t channels, int threads, const Kernel& kernel) {
+  const auto function = best_of<int64_t, int64_t>(kernel);
+  const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(channels, 1));
+  parallel_for(rows, grain, threads,
+               [&](int64_t first, int64_t last) { function(kernel, first, last); });
+}
+
+// Rows in the order of the groups. `fetch` asks early for what will be read: neither the jumps of a
+// listed order nor those from one block of channels to the next are foreseen by the processor.
+struct AsTheyLie {
+  static constexpr int64_t kAhead = 16;
+  int64_t places;
+  VP_INLINE int64_t row(int64_t place) const { return place; }
+  template <int bytes, typename T>
+  VP_INLINE void fetch(const T* src, int64_t channels, int64_t place) const {
+    if constexpr (bytes >= 64) {
+      const int64_t ahead = std::min(place + kAhead, places - 1);
+      const char* at = reinterpret_cast<const char*>(src + ahead * channels);
+      for (int b = 0; b < bytes; b += 64) __builtin_prefetch(at + b);
+    }
+  }
+};
+
+struct Listed {
+  static constexpr int64_t kAhead = 12;
+  int64_t places;
+  const uint32_t* order;
+  VP_INLINE int64_t row(int64_t place) const { return order[place]; }
+  template <int bytes, typename T>
+  VP_INLINE void fetch(const T* src, int64_t channels, int64_t place) const {
+    const int64_t ahead = std::min(place + kAhead, places - 1);
+    const char* at = reinterpret_cast<const char*>(src + row(ahead) * channels);
+    for (int b = 0; b < bytes; b += 64) __builtin_prefetch(at + b);
+  }
+};
+
+// Covers the channels [begin, end) by blocks of `most` lanes, then of half as many, down to
+// `least`: body is called with the lanes (std::integral_constant) and the first channel. Where
+// fewer channels are left over, the last block goes back over some: it finds the same again.
+// Returns where it ended.
+template <int most, int least, typename Body>
+VP_INLINE int64_t cover(int64_t begin, int64_t end, const Body& body, int64_t done = 0) {
+  int64_t c = begin + done;
+  for (; c + most <= end; c += most) body(std::integral_constant<int, most>{}, c);
+  if constexpr (most > least) return cover<most / 2, least>(begin, end, body, c - begin);
+  if (c < end && end - begin >= least) {
+    body(std::integral_constant<int, least>{}, end - least);
+    c = end;
+  }
+  return c;
+}
+
+// Lanes of the widest block of channels kept in registers through a group.
 template <typename T>
 constexpr int kLanes = sizeof(T) >= 8 ? 32 : 64;
 
-template <Extreme kind, typename T>
+#if defined(__GNUC__)
+#define VP_TARGET
+#define VP_BYTES 16
+#include "extreme_block.inc"
+#if defined(VP_AVX2)
+#define VP_TARGET VP_AVX2
+#define VP_BYTES 32
+#include "extreme_block.inc"
+#define VP_TARGET VP_AVX512
+#define VP_BYTES 64
+#include "extreme_block.inc"
+#endif
+#endif
+
+template <Extreme kind, typename T, typename Rows>
 struct ExtremeKernel {
   using Rule = Order<kind, T>;
   using Key = typename Rule::Key;
+  // Rows are marked in integers as wide as the keys, so that both sit in vectors of one shape.
+  using Mark = std::conditional_t<sizeof(Key) == 8, int64_t,
+                                  std::conditional_t<sizeof(Key) == 4, int32_t, int16_t>>;
   const T* src;
   Groups shape;
+  Rows rows;
   T* out;
   int64_t* arg;
 
-  template <int lanes, typename Row>
-  VP_INLINE void block(int64_t k, int64_t channel, int width) const {
-    const int64_t begin = shape.offsets[k], end = shape.offsets[k + 1];
+  // `lanes` channels of group k, for any key and width. Marks are places in the group, counted from
+  // 1 (filling with zeros would be a call of memset).
+  template <int lanes, bool whole, typename Place>
+  VP_INLINE void block(int64_t k, int64_t channel, int some) const {
+    const int width = whole ? lanes : some;
+    const int64_t begin = shape.offsets[k], end = shape.offsets[k + 1], origin = begin - 1;
     Key best[lanes];
-    Row row[lanes];
-    const T* from = src + begin * shape.channels + channel;
+    Place place[lanes];
+    const T* from = src + rows.row(begin) * shape.channels + channel;
     for (int l = 0; l < width; ++l) {
       best[l] = Rule::key(from[l]);
-      row[l] = 0;
+      place[l] = 1;
     }
-    for (int64_t r = begin + 1; r < end; ++r) {
-      from += shape.channels;
-      const Row at = static_cast<Row>(r - begin);
+    rows.template fetch<lanes * sizeof(T)>(src + channel, shape.channels, begin);
+    for (int64_t p = begin + 1; p < end; ++p) {
+      rows.template fetch<lanes * sizeof(T)>(src + channel, shape.channels, p);
+      from = src + rows.row(p) * shape.channels + channel;
+      const Place at = static_cast<Place>(p - origin);
       for (int l = 0; l < width; ++l) {
         const Key value = Rule::key(from[l]);
         const bool take = replaces<kind>(value, best[l]);
         best[l] = take ? value : best[l];
-        row[l] = take ? at : row[l];
+        place[l] = take ? at : place[l];
       }
     }
     T* to = out + k * shape.channels + channel;
     int64_t* to_arg = arg + k * shape.channels + channel;
-    for (int l = 0; l < width; ++l) to_arg[l] = begin + row[l];
+    for (int l = 0; l < width; ++l) to_arg[l] = rows.row(origin + place[l]);
     for (int l = 0; l < width; ++l) {
       if constexpr (std::is_same_v<T, Key>) {
         to[l] = best[l];
@@ -205,121 +327,190 @@ struct ExtremeKernel {
     }
   }
 
-  template <typename Row>
-  VP_INLINE void group(int64_t k) const {
-    constexpr int lanes = kLanes<Key>;
-    int64_t c = 0;
-    for (; c + lanes <= shape.channels; c += lanes) block<lanes, Row>(k, c, lanes);
-    for (; c + 16 <= shape.channels; c += 16) block<16, Row>(k, c, 16);
-    if (c < shape.channels) block<16, Row>(k, c, static_cast<int>(shape.channels - c));
+  template <typename Place>
+  VP_INLINE void group(int64_t k, int64_t c, int64_t c_end) const {
+    c = cover<64, 16>(c, c_end, [&](auto lanes, int64_t channel) VP_INLINE_LAMBDA {
+      block<lanes, true, Place>(k, channel, lanes);
+    });
+    if (c < c_end) block<16, false, Place>(k, c, static_cast<int>(c_end - c));
   }
 
-  VP_INLINE void operator()(int64_t first, int64_t last) const {
-    // A counter as wide as the key lets both sit in vectors of one shape.
-    using Near = std::conditional_t<sizeof(Key) == 8, int64_t,
-                                    std::conditional_t<sizeof(Key) == 4, int32_t, int16_t>>;
+  template <typename Register>
+  VP_INLINE void operator()(Register, int64_t first, int64_t last, int64_t c, int64_t c_end) const {
     for (int64_t k = first; k < last; ++k) {
       const int64_t count = shape.offsets[k + 1] - shape.offsets[k];
       if (count == 0) {
-        std::memset(static_cast<void*>(out + k * shape.channels), 0, shape.channels * sizeof(T));
-        for (int64_t c = 0; c < shape.channels; ++c) arg[k * shape.channels + c] = shape.rows;
-      } else if (count <= std::numeric_limits<Near>::max()) {
-        group<Near>(k);
+        std::memset(static_cast<void*>(out + k * shape.channels + c), 0, (c_end - c) * sizeof(T));
+        std::fill(arg + k * shape.channels + c, arg + k * shape.channels + c_end, shape.rows);
+        continue;
+      }
+#if defined(__GNUC__)
+      if constexpr (sizeof(T) >= 4) {
+        constexpr int each = Register::value / sizeof(T);
+        if (c_end - c >= each && shape.rows <= std::numeric_limits<Mark>::max()) {
+          cover<8 * each, each>(c, c_end, [&](auto lanes, int64_t channel) VP_INLINE_LAMBDA {
+            extreme_block<kind, T, Mark, lanes>(Register{}, src, shape, rows, k, channel, out, arg);
+          });
+          continue;
+        }
+      }
+#endif
+      if (count <= std::numeric_limits<Mark>::max()) {
+        group<Mark>(k, c, c_end);
       } else {
-        group<int64_t>(k);
+        group<int64_t>(k, c, c_end);
       }
     }
   }
 };
 
-template <typename T>
-struct SumKernel {
+template <bool product, typename T, typename Rows>
+struct FoldKernel {
   using Value = typename Accumulator<T>::Type;
   const T* src;
   Groups shape;
+  Rows rows;
   T* out;
   bool mean;
 
-  template <int lanes>
-  VP_INLINE void block(int64_t k, int64_t channel, int count) const {
+  template <int lanes, bool whole>
+  VP_INLINE void block(int64_t k, int64_t channel, int some) const {
+    const int width = whole ? lanes : some;
     const int64_t begin = shape.offsets[k], end = shape.offsets[k + 1];
-    Value sum[lanes];
-    for (int l = 0; l < count; ++l) sum[l] = 0;
-    const T* from = src + begin * shape.channels + channel;
-    for (int64_t r = begin; r < end; ++r, from += shape.channels) {
-      for (int l = 0; l < count; ++l) sum[l] = add(sum[l], static_cast<Value>(from[l]));
+    Value total[lanes];
+    for (int l = 0; l < width; ++l) total[l] = product ? 1 : 0;
+    for (int64_t p = begin; p < end; ++p) {
+      rows.template fetch<lanes * sizeof(T)>(src + channel, shape.channels, p);
+      const T* from = src + rows.row(p) * shape.channels + channel;
+      for (int l = 0; l < width; ++l) {
+        const Value value = static_cast<Value>(from[l]);
+        total[l] = product ? multiply(total[l], value) : add(total[l], value);
+      }
     }
     T* to = out + k * shape.channels + channel;
     if (mean && end > begin) {
-      for (int l = 0; l < count; ++l) sum[l] = divide(sum[l], end - begin);
+      for (int l = 0; l < width; ++l) total[l] = divide(total[l], end - begin);
     }
-    for (int l = 0; l < count; ++l) to[l] = static_cast<T>(sum[l]);
+    for (int l = 0; l < width; ++l) to[l] = static_cast<T>(total[l]);
   }
 
-  VP_INLINE void operator()(int64_t first, int64_t last) const {
-    constexpr int lanes = kLanes<Value>;
+  template <typename Register>
+  VP_INLINE void operator()(Register, int64_t first, int64_t last, int64_t c_begin,
+                            int64_t c_end) const {
     for (int64_t k = first; k < last; ++k) {
-      int64_t c = 0;
-      for (; c + lanes <= shape.channels; c += lanes) block<lanes>(k, c, lanes);
-      for (; c + 16 <= shape.channels; c += 16) block<16>(k, c, 16);
-      if (c < shape.channels) block<16>(k, c, static_cast<int>(shape.channels - c));
+      const int64_t c = cover<kLanes<Value>, 8>(c_begin, c_end,
+                                                [&](auto lanes, int64_t channel) VP_INLINE_LAMBDA {
+                                                  block<lanes, true>(k, channel, lanes);
+                                                });
+      if (c < c_end) block<8, false>(k, c, static_cast<int>(c_end - c));
     }
   }
+};
+
+// The group of each row, or -1: rows are asked for in order.
+struct SortedGroups {
+  const Groups& shape;
+  int64_t group = -1;
+  VP_INLINE void start(int64_t row) {
+    group =
+        std::upper_bound(shape.offsets, shape.offsets + shape.groups + 1, row) - shape.offsets - 1;
+  }
+  VP_INLINE int64_t of(int64_t row) {
+    while (group < shape.groups && shape.offsets[group + 1] <= row) ++group;
+    return group < shape.groups ? group : -1;
+  }
+};
+
+struct IndexedGroups {
+  const int64_t* index;
+  VP_INLINE void start(int64_t) {}
+  VP_INLINE int64_t of(int64_t row) { return index[row]; }
 };
 
 template <typename T>
-struct SpreadKernel {
+struct SpreadMeanKernel {
   using Value = typename Accumulator<T>::Type;
   const T* src;
-  Groups shape;
+  const Groups& shape;
   T* out;
 
-  VP_INLINE void operator()(int64_t first, int64_t last) const {
-    for (int64_t k = first; k < last; ++k) {
-      const int64_t begin = shape.offsets[k], end = shape.offsets[k + 1];
-      if (begin == end) continue;
-      const T* from = src + k * shape.channels;
-      T* to = out + begin * shape.channels;
-      for (int64_t c = 0; c < shape.channels; ++c) {
-        to[c] = static_cast<T>(divide(static_cast<Value>(from[c]), end - begin));
+  template <typename Register>
+  VP_INLINE void operator()(Register, int64_t first, int64_t last) const {
+    SortedGroups groups{shape};
+    groups.start(first);
+    int64_t before = -1;
+    for (int64_t r = first; r < last; ++r) {
+      const int64_t k = groups.of(r);
+      T* to = out + r * shape.channels;
+      if (k < 0) {
+        std::memset(static_cast<void*>(to), 0, shape.channels * sizeof(T));
+      } else if (k == before) {
+        std::memcpy(static_cast<void*>(to), to - shape.channels, shape.channels * sizeof(T));
+      } else {
+        const int64_t count = shape.offsets[k + 1] - shape.offsets[k];
+        const T* from = src + k * shape.channels;
+        for (int64_t c = 0; c < shape.channels; ++c) {
+          to[c] = static_cast<T>(divide(static_cast<Value>(from[c]), count));
+        }
       }
-      for (int64_t r = begin + 1; r < end; ++r) {
-        std::memcpy(static_cast<void*>(out + r * shape.channels), to, shape.channels * sizeof(T));
+      before = k;
+    }
+  }
+};
+
+template <typename Word, typename GroupOf>
+struct SpreadKernel {
+  const Word* src;
+  GroupOf group_of;
+  int64_t channels;
+  Word* out;
+
+  template <typename Register>
+  VP_INLINE void operator()(Register, int64_t first, int64_t last) const {
+    GroupOf groups = group_of;
+    groups.start(first);
+    for (int64_t r = first; r < last; ++r) {
+      const int64_t k = groups.of(r);
+      if (k < 0) {
+        std::memset(out + r * channels, 0, channels * sizeof(Word));
+      } else {
+        std::memcpy(out + r * channels, src + k * channels, channels * sizeof(Word));
       }
     }
   }
 };
 
-template <typename Word>
+template <typename Word, typename GroupOf>
 struct PlaceKernel {
   const Word* src;
   const int64_t* arg;
-  Groups shape;
+  GroupOf group_of;
+  int64_t rows;
+  int64_t channels;
   Word* out;
 
-  VP_INLINE void operator()(int64_t first, int64_t last) const {
-    for (int64_t k = first; k < last; ++k) {
-      const Word* from = src + k * shape.channels;
-      const int64_t* at = arg + k * shape.channels;
-      for (int64_t r = shape.offsets[k]; r < shape.offsets[k + 1]; ++r) {
-        Word* to = out + r * shape.channels;
-        for (int64_t c = 0; c < shape.channels; ++c) to[c] = at[c] == r ? from[c] : Word{0};
+  template <typename Register>
+  VP_INLINE void operator()(Register, int64_t first, int64_t last) const {
+    const bool near = rows < std::numeric_limits<uint32_t>::max();
+    GroupOf groups = group_of;
+    groups.start(first);
+    for (int64_t r = first; r < last; ++r) {
+      const int64_t k = groups.of(r);
+      Word* to = out + r * channels;
+      if (k < 0) {
+        std::memset(to, 0, channels * sizeof(Word));
+        continue;
       }
-    }
-  }
-};
-
-template <typename Word>
-struct CopyKernel {
-  const Word* src;
-  Groups shape;
-  Word* out;
-
-  VP_INLINE void operator()(int64_t first, int64_t last) const {
-    for (int64_t k = first; k < last; ++k) {
-      for (int64_t r = shape.offsets[k]; r < shape.offsets[k + 1]; ++r) {
-        std::memcpy(out + r * shape.channels, src + k * shape.channels,
-                    shape.channels * sizeof(Word));
+      const Word* from = src + k * channels;
+      const int64_t* at = arg + k * channels;
+      // In 32 bits, in which rows are told apart well below 2^32 of them.
+      if (near) {
+        const uint32_t here = static_cast<uint32_t>(r);
+        for (int64_t c = 0; c < channels; ++c) {
+          to[c] = static_cast<uint32_t>(at[c]) == here ? from[c] : Word{0};
+        }
+      } else {
+        for (int64_t c = 0; c < channels; ++c) to[c] = at[c] == r ? from[c] : Word{0};
       }
     }
   }
@@ -342,30 +533,66 @@ void dispatch_width(DType dtype, Function&& function) {
   });
 }
 
+// Throws unless every entry lies within [0, groups).
+void check_index(const int64_t* index, int64_t rows, int64_t groups, int threads) {
+  std::atomic<bool> inside{true};
+  parallel_for(rows, 16384, threads, [&](int64_t first, int64_t last) {
+    bool all = true;
+    for (int64_t r = first; r < last; ++r) {
+      all &= static_cast<uint64_t>(index[r]) < static_cast<uint64_t>(groups);
+    }
+    if (!all) inside = false;
+  });
+  if (!inside) throw_index(index, rows, groups);
+}
+
+template <typename Function>
+void with_rows(const Groups& shape, Function&& function) {
+  const int64_t places = shape.offsets[shape.groups];
+  if (shape.order) return function(Listed{places, shape.order});
+  check_offsets(shape);
+  function(AsTheyLie{places});
+}
+
 }  // namespace
 
 void segment_extreme_cpu(Extreme kind, DType dtype, const void* src, Groups shape, void* out,
                          int64_t* arg, int threads) {
-  check_offsets(shape);
-  dispatch(dtype, [&](auto example) {
-    using T = decltype(example);
-    const T* from = static_cast<const T*>(src);
-    T* to = static_cast<T*>(out);
-    if (kind == Extreme::kMax) {
-      run_kernel(shape, threads, ExtremeKernel<Extreme::kMax, T>{from, shape, to, arg});
-    } else {
-      run_kernel(shape, threads, ExtremeKernel<Extreme::kMin, T>{from, shape, to, arg});
-    }
+  expect_write(arg, shape.groups * shape.channels * 8);
+  with_rows(shape, [&](auto rows) {
+    dispatch(dtype, [&](auto example) {
+      using T = decltype(example);
+      using Rows = decltype(rows);
+      const T* from = static_cast<const T*>(src);
+      T* to = static_cast<T*>(out);
+      expect_write(to, shape.groups * shape.channels * sizeof(T));
+      if (kind == Extreme::kMax) {
+        run_on_groups(shape, threads,
+                      ExtremeKernel<Extreme::kMax, T, Rows>{from, shape, rows, to, arg});
+      } else {
+        run_on_groups(shape, threads,
+                      ExtremeKernel<Extreme::kMin, T, Rows>{from, shape, rows, to, arg});
+      }
+    });
   });
 }
 
-void segment_sum_cpu(bool mean, DType dtype, const void* src, Groups shape, void* out,
-                     int threads) {
-  check_offsets(shape);
-  dispatch(dtype, [&](auto example) {
-    using T = decltype(example);
-    run_kernel(shape, threads,
-               SumKernel<T>{static_cast<const T*>(src), shape, static_cast<T*>(out), mean});
+void segment_fold_cpu(Fold fold, DType dtype, const void* src, Groups shape, void* out,
+                      int threads) {
+  with_rows(shape, [&](auto rows) {
+    dispatch(dtype, [&](auto example) {
+      using T = decltype(example);
+      using Rows = decltype(rows);
+      const T* from = static_cast<const T*>(src);
+      T* to = static_cast<T*>(out);
+      expect_write(to, shape.groups * shape.channels * sizeof(T));
+      if (fold == Fold::kProduct) {
+        run_on_groups(shape, threads, FoldKernel<true, T, Rows>{from, shape, rows, to, false});
+      } else {
+        run_on_groups(shape, threads,
+                      FoldKernel<false, T, Rows>{from, shape, rows, to, fold == Fold::kMean});
+      }
+    });
   });
 }
 
@@ -375,14 +602,18 @@ void segment_spread_cpu(bool mean, DType dtype, const void* src, Groups shape, v
   if (mean) {
     return dispatch(dtype, [&](auto example) {
       using T = decltype(example);
-      run_kernel(shape, threads,
-                 SpreadKernel<T>{static_cast<const T*>(src), shape, static_cast<T*>(out)});
+      expect_write(out, shape.rows * shape.channels * sizeof(T));
+      run_on_rows(shape.rows, shape.channels, threads,
+                  SpreadMeanKernel<T>{static_cast<const T*>(src), shape, static_cast<T*>(out)});
     });
   }
   dispatch_width(dtype, [&](auto word) {
     using Word = decltype(word);
-    run_kernel(shape, threads,
-               CopyKernel<Word>{static_cast<const Word*>(src), shape, static_cast<Word*>(out)});
+    expect_write(out, shape.rows * shape.channels * sizeof(Word));
+    run_on_rows(
+        shape.rows, shape.channels, threads,
+        SpreadKernel<Word, SortedGroups>{
+            static_cast<const Word*>(src), {shape}, shape.channels, static_cast<Word*>(out)});
   });
 }
 
@@ -391,9 +622,39 @@ void segment_place_cpu(DType dtype, const void* src, const int64_t* arg, Groups 
   check_offsets(shape);
   dispatch_width(dtype, [&](auto word) {
     using Word = decltype(word);
-    run_kernel(
-        shape, threads,
-        PlaceKernel<Word>{static_cast<const Word*>(src), arg, shape, static_cast<Word*>(out)});
+    expect_write(out, shape.rows * shape.channels * sizeof(Word));
+    run_on_rows(shape.rows, shape.channels, threads,
+                PlaceKernel<Word, SortedGroups>{static_cast<const Word*>(src),
+                                                arg,
+                                                {shape},
+                                                shape.rows,
+                                                shape.channels,
+                                                static_cast<Word*>(out)});
+  });
+}
+
+void scatter_spread_cpu(DType dtype, const void* src, const int64_t* index, int64_t rows,
+                        int64_t groups, int64_t channels, void* out, int threads) {
+  check_index(index, rows, groups, threads);
+  dispatch_width(dtype, [&](auto word) {
+    using Word = decltype(word);
+    expect_write(out, rows * channels * sizeof(Word));
+    run_on_rows(rows, channels, threads,
+                SpreadKernel<Word, IndexedGroups>{
+                    static_cast<const Word*>(src), {index}, channels, static_cast<Word*>(out)});
+  });
+}
+
+void scatter_place_cpu(DType dtype, const void* src, const int64_t* arg, const int64_t* index,
+                       int64_t rows, int64_t groups, int64_t channels, void* out, int threads) {
+  check_index(index, rows, groups, threads);
+  dispatch_width(dtype, [&](auto word) {
+    using Word = decltype(word);
+    expect_write(out, rows * channels * sizeof(Word));
+    run_on_rows(
+        rows, channels, threads,
+        PlaceKernel<Word, IndexedGroups>{
+            static_cast<const Word*>(src), arg, {index}, rows, channels, static_cast<Word*>(out)});
   });
 }
 
