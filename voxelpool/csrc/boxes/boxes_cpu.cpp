@@ -53,11 +53,13 @@ void iou_rows(const std::vector<PreparedBox>& a, const std::vector<PreparedBox>&
   }
 }
 
-// The boxes kept so far, found by the cells of a hashed grid that their bounding rectangles touch.
-// A cell's chain runs from the last box added to the first.
+// The boxes kept so far, found by the cells of a hashed grid that they touch: with their bounding
+// rectangles or, where the threshold lets them reach less far than that, with the square of their
+// reach. A cell's chain runs from the last box added to the first.
 class KeptBoxes {
  public:
-  explicit KeptBoxes(const std::vector<PreparedBox>& boxes) : boxes_(boxes) {
+  KeptBoxes(const std::vector<PreparedBox>& boxes, const Suppression& rule)
+      : boxes_(boxes), rule_(rule), share_(std::max(rule.reach, kLeastShare)) {
     std::vector<double> radii;
     radii.reserve(boxes.size());
     for (const PreparedBox& box : boxes) {
@@ -66,7 +68,7 @@ class KeptBoxes {
     if (!radii.empty()) {
       const auto middle = radii.begin() + radii.size() / 2;
       std::nth_element(radii.begin(), middle, radii.end());
-      cell_ = 2.0 * *middle;
+      cell_ = 2.0 * std::min(share_, 1.0) * *middle;
     }
     size_t buckets = 64;
     while (buckets < 2 * boxes.size()) buckets *= 2;
@@ -93,11 +95,11 @@ class KeptBoxes {
   }
 
   // Whether a kept box of index `from` or above suppresses box `index`.
-  bool suppress(int64_t index, int64_t from, double threshold) const {
+  bool suppress(int64_t index, int64_t from) const {
     const PreparedBox& box = boxes_[index];
     const Cells cells = cells_of(box);
-    if (cells.many) return any_suppresses(all_, box, from, threshold);
-    if (any_suppresses(large_, box, from, threshold)) return true;
+    if (cells.many) return any_suppresses(all_, box, from);
+    if (any_suppresses(large_, box, from)) return true;
     for (int64_t cy = cells.y0; cy <= cells.y1; ++cy) {
       for (int64_t cx = cells.x0; cx <= cells.x1; ++cx) {
         for (int64_t e = heads_[bucket(cx, cy)]; e >= 0; e = entries_[e].next) {
@@ -108,7 +110,7 @@ class KeptBoxes {
               std::max(entry.y0, cells.y0) != cy) {
             continue;
           }
-          if (iou_bev_exceeds(boxes_[entry.index], box, threshold)) return true;
+          if (suppresses(boxes_[entry.index], box, rule_)) return true;
         }
       }
     }
@@ -126,13 +128,19 @@ class KeptBoxes {
 
   static constexpr double kMostCells = 64.0;
   static constexpr double kFarthestCell = 1e15;
+  static constexpr double kLeastShare = 1e-3;  // smaller cells would find nothing more
 
   Cells cells_of(const PreparedBox& box) const {
     if (!(box.radius > 0.0)) return {0, 0, -1, -1, false};
-    // The margin covers the rounding of the extent.
     const double c = std::fabs(box.cos), s = std::fabs(box.sin);
-    const double ex = (c * box.hx + s * box.hy) * (1.0 + 1e-9);
-    const double ey = (s * box.hx + c * box.hy) * (1.0 + 1e-9);
+    double ex = share_ * box.radius, ey = ex;
+    if (share_ >= 1.0) {
+      ex = c * box.hx + s * box.hy;
+      ey = s * box.hx + c * box.hy;
+    }
+    // The margin covers the rounding of the extent and of its ends.
+    ex = ex * (1.0 + 1e-9) + std::fabs(box.x) * 1e-15;
+    ey = ey * (1.0 + 1e-9) + std::fabs(box.y) * 1e-15;
     const double x0 = std::floor((box.x - ex) / cell_), x1 = std::floor((box.x + ex) / cell_);
     const double y0 = std::floor((box.y - ey) / cell_), y1 = std::floor((box.y + ey) / cell_);
     const bool few = (x1 - x0 + 1.0) * (y1 - y0 + 1.0) <= kMostCells && x0 > -kFarthestCell &&
@@ -147,15 +155,17 @@ class KeptBoxes {
            mask_;
   }
 
-  bool any_suppresses(const std::vector<int64_t>& indices, const PreparedBox& box, int64_t from,
-                      double threshold) const {
+  bool any_suppresses(const std::vector<int64_t>& indices, const PreparedBox& box,
+                      int64_t from) const {
     for (auto i = indices.rbegin(); i != indices.rend() && *i >= from; ++i) {
-      if (iou_bev_exceeds(boxes_[*i], box, threshold)) return true;
+      if (suppresses(boxes_[*i], box, rule_)) return true;
     }
     return false;
   }
 
   const std::vector<PreparedBox>& boxes_;
+  const Suppression rule_;
+  const double share_;  // of its radius that a box reaches
   double cell_ = 1.0;
   uint64_t mask_ = 0;
   std::vector<int64_t> heads_;
@@ -205,20 +215,24 @@ void nms_cpu(const double* boxes, int64_t n, double threshold, bool* keep, int t
   // Boxes are taken a block at a time: all threads compare the block with what was kept before it,
   // then one compares its survivors with each other, in order.
   constexpr int64_t kBlock = 1024;
+  if (threshold >= 1.0) {  // no IoU is above it
+    std::fill(keep, keep + n, true);
+    return;
+  }
   const std::vector<PreparedBox> prepared = prepare(boxes, n);
-  KeptBoxes kept(prepared);
+  KeptBoxes kept(prepared, suppression_above(threshold));
   for (int64_t start = 0; start < n; start += kBlock) {
     const int64_t stop = std::min(n, start + kBlock);
     std::fill(keep + start, keep + stop, true);
     if (kept.size() > 0) {
       parallel_for(stop - start, 64, threads, [&](int64_t begin, int64_t end) {
         for (int64_t i = start + begin; i < start + end; ++i) {
-          keep[i] = !kept.suppress(i, 0, threshold);
+          keep[i] = !kept.suppress(i, 0);
         }
       });
     }
     for (int64_t i = start; i < stop; ++i) {
-      keep[i] = keep[i] && !kept.suppress(i, start, threshold);
+      keep[i] = keep[i] && !kept.suppress(i, start);
       if (keep[i]) kept.add(i);
     }
   }
