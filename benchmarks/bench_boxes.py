@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,6 +24,11 @@ from voxelpool.ops.reference import boxes as reference
 CAR = AnchorSpec("Car", (3.9, 1.6, 1.56), -1.0, matched_threshold=0.6, unmatched_threshold=0.45)
 SHAPELY = 1e-6  # what its overlaps may differ by
 PART = 20  # boxes whose overlaps the loop computes; its time is scaled up
+
+
+def as_is(output: Tensor) -> list[Tensor]:
+    """The result of a contender that returns one tensor."""
+    return [output]
 
 
 def polygons(rows: Tensor) -> np.ndarray:
@@ -74,7 +80,7 @@ def overlaps(setting: Setting) -> Iterator[Case]:
             Contender(
                 "shapely loop",
                 shapely and (lambda there=there: shapely_loop(there[:part], there)),
-                lambda iou: [iou],
+                as_is,
                 SHAPELY,
                 f"{part} rows of {count:,}, scaled",
                 count / part,
@@ -82,7 +88,7 @@ def overlaps(setting: Setting) -> Iterator[Case]:
             Contender(
                 "shapely arrays",
                 shapely and (lambda there=there: shapely_arrays(there[:part], there)),
-                lambda iou: [iou],
+                as_is,
                 SHAPELY,
                 f"{part} rows of {count:,}, scaled",
                 count / part,
@@ -106,11 +112,11 @@ def overlaps(setting: Setting) -> Iterator[Case]:
         yield Case(
             f"{name}, {len(anchors):,} anchors x {len(objects)} objects",
             [
-                Contender(OURS, lambda iou=iou: iou(*there), lambda out: [out]),
+                Contender(OURS, lambda iou=iou: iou(*there), as_is),
                 Contender(
                     "PyTorch",
                     lambda volume=volume: reference.boxes_iou(*there, volume, torch.float32),
-                    lambda out: [out],
+                    as_is,
                     note="the reference",
                 ),
             ],
@@ -118,10 +124,10 @@ def overlaps(setting: Setting) -> Iterator[Case]:
         )
 
 
-def greedy(iou: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Suppression from the whole matrix of overlaps."""
+def greedy(above: np.ndarray, scores: Tensor) -> Tensor:
+    """Suppression, given which pairs overlap too much."""
     order = torch.argsort(scores, descending=True, stable=True)
-    above = (iou[order][:, order] > threshold).numpy()
+    above = above[order][:, order]
     gone = np.zeros(len(order), bool)
     for i in range(len(order)):
         if not gone[i]:
@@ -129,42 +135,43 @@ def greedy(iou: Tensor, scores: Tensor, threshold: float) -> Tensor:
     return order[torch.from_numpy(~gone)]
 
 
-def shapely_suppression(there: Tensor, scores: Tensor, threshold: float) -> Tensor:
+def by_matrix(there: Tensor, scores: Tensor, threshold: float) -> Tensor:
+    """Suppression by brute force, from all overlaps in float64."""
+    exact = there.double()
+    above = [(ops.boxes_iou_bev(rows, exact) > threshold).numpy() for rows in exact.split(1000)]
+    return greedy(np.concatenate(above), scores)
+
+
+def by_shapely(there: Tensor, scores: Tensor, threshold: float) -> Tensor:
     """Suppression by shapely's overlaps."""
-    return greedy(shapely_arrays(there, there), scores, threshold)
+    return greedy((shapely_arrays(there, there) > threshold).numpy(), scores)
 
 
 def suppression(setting: Setting) -> Iterator[Case]:
     """NMS of 10,000 boxes in scenes of several kinds."""
     count = setting.size(10_000, 60)
+    generator = torch.Generator().manual_seed(4)
     clusters = boxes(max(1, count // 100), 80.0, seed=2).repeat_interleave(100, dim=0)[:count]
+    shaken = clusters + 0.1 * torch.randn(clusters.shape, generator=generator)
     scenes = {
         "over 80 x 80 m": boxes(count, 80.0),
         "crowded on 15 x 15 m": boxes(count, 15.0),
-        "in clusters of 100": clusters + 0.2 * torch.randn(clusters.shape) * (clusters != 0),
+        "in clusters of 100": shaken,
         "apart": boxes(count, 3000.0),
     }
     scores = torch.rand(count, generator=torch.Generator().manual_seed(3))
     for scene, there in scenes.items():
-        for threshold in (0.01, 0.7):
-            here, here_scores = there.to(setting.device), scores.to(setting.device)
-            few = scene in ("apart", "in clusters of 100")
+        here, here_scores = there.to(setting.device), scores.to(setting.device)
+        for threshold in (0.01, 0.5, 0.7):
+            peers = [Contender("whole matrix", partial(by_matrix, there, scores, threshold))]
+            if scene == "apart":  # shapely takes minutes where boxes lie close
+                found = shapely and partial(by_shapely, there, scores, threshold)
+                peers.append(Contender("shapely arrays", found))
             yield Case(
-                f"nms_rotated {count:,} {scene}, threshold {threshold}",
+                f"nms_rotated, {count:,} boxes {scene}, threshold {threshold}",
                 [
-                    Contender(
-                        OURS,
-                        lambda here=here, s=here_scores, t=threshold: ops.nms_rotated(here, s, t),
-                        lambda keep: [keep],
-                    ),
-                    Contender(
-                        "shapely arrays",
-                        shapely
-                        and few
-                        and (lambda b=there, t=threshold: shapely_suppression(b, scores, t))
-                        or None,
-                        lambda keep: [keep],
-                    ),
+                    Contender(OURS, partial(ops.nms_rotated, here, here_scores, threshold), as_is),
+                    *(replace(peer, result=as_is) for peer in peers),
                 ],
                 limit_ms=100.0,
             )
@@ -178,11 +185,11 @@ def membership(setting: Setting) -> Iterator[Case]:
     yield Case(
         f"points_in_boxes, {len(points):,} points ({kind} sweep) x {len(objects)}",
         [
-            Contender(OURS, lambda: ops.points_in_boxes(here, there), lambda out: [out]),
+            Contender(OURS, lambda: ops.points_in_boxes(here, there), as_is),
             Contender(
                 "PyTorch",
                 lambda: reference.points_in_boxes(here, there),
-                lambda out: [out],
+                as_is,
                 note="the reference",
             ),
         ],
@@ -204,7 +211,7 @@ def curves(setting: Setting) -> Iterator[Case]:
                 Contender(
                     OURS,
                     lambda here=here, s=scores: ops.nms_rotated(here, s, 0.1),
-                    lambda keep: [keep],
+                    as_is,
                 )
             ],
             curve=("nms_rotated", axis, place),

@@ -6,6 +6,7 @@ Example: KITTI_SAMPLE_DIR=path/to/frames python benchmarks/bench_voxelize.py
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from _measure import OURS, Case, Contender, Setting, main, peak_memory, powers, 
 from _peers import spconv
 from torch import Tensor
 
-from voxelpool.ops import voxelize
+from voxelpool.ops import voxelize, voxelize_static
 from voxelpool.structures import VoxelGrid, Voxels
 
 MAX_POINTS = 35
@@ -46,6 +47,12 @@ def of_ours(voxels: Voxels) -> list[Tensor]:
     return [voxels.coords[:, 1:], voxels.counts()]
 
 
+def of_static(found: Any) -> list[Tensor]:
+    """The same, of voxels padded to a fixed number."""
+    count = int(found.num_voxels)
+    return [found.coords[:count, 1:], found.offsets[: count + 1].diff()]
+
+
 def of_numpy(found: Any) -> list[Tensor]:
     """The same, of what numpy found, as if it had sampled."""
     coords, counts, _ = found
@@ -56,7 +63,7 @@ def of_spconv(found: Any) -> list[Tensor]:
     """The same, of spconv's voxels, which come in order of their first points."""
     _, coords, counts = found
     coords, counts = coords.cpu().long(), counts.cpu().long()
-    depth, height, width = CAR_GRID.shape
+    _, height, width = CAR_GRID.shape
     order = ((coords[:, 0] * height + coords[:, 1]) * width + coords[:, 2]).argsort()
     return [coords[order], counts[order]]
 
@@ -65,8 +72,11 @@ def contenders(points: Tensor, setting: Setting) -> list[Contender]:
     """All who make voxels of points."""
     here = points.to(setting.device)
     array = points.numpy()
+    room = max(SPCONV_VOXELS, len(points) // 8)
+    static = partial(voxelize_static, here, CAR_GRID, max_voxels=room, max_points=MAX_POINTS)
     return [
         Contender(OURS, lambda: voxelize(here, CAR_GRID, max_points=MAX_POINTS), of_ours),
+        Contender("voxelpool, static", static, of_static, note=f"room for {room:,} voxels"),
         spconv_maker(here),
         Contender(
             "numpy.unique", lambda: numpy_unique(array, CAR_GRID), of_numpy, note="no sampling"
@@ -75,7 +85,7 @@ def contenders(points: Tensor, setting: Setting) -> list[Contender]:
 
 
 def spconv_maker(points: Tensor) -> Contender:
-    """spconv's PointToVoxel; it also copies the points, to a padded buffer."""
+    """PointToVoxel of spconv; it also copies the points, to a padded buffer."""
     if spconv is None:
         return Contender("spconv", None)
     most = SPCONV_VOXELS if len(points) < 10 * SPCONV_VOXELS else len(points) // 2
