@@ -70,6 +70,10 @@ class KeptBoxes {
       std::nth_element(radii.begin(), middle, radii.end());
       cell_ = 2.0 * std::min(share_, 1.0) * *middle;
     }
+    if (rule.threshold > kLeastRanked) {
+      ranks_beside_ = 1;
+      ranks_per_log_ = 1.0 / std::log(1.0 / std::min(rule.threshold - kSlack, kMostRanked));
+    }
     size_t buckets = 64;
     while (buckets < 2 * boxes.size()) buckets *= 2;
     mask_ = buckets - 1;
@@ -87,8 +91,8 @@ class KeptBoxes {
     }
     for (int64_t cy = cells.y0; cy <= cells.y1; ++cy) {
       for (int64_t cx = cells.x0; cx <= cells.x1; ++cx) {
-        int64_t& head = heads_[bucket(cx, cy)];
-        entries_.push_back({index, cx, cy, cells.x0, cells.y0, head});
+        int64_t& head = heads_[bucket(cx, cy, cells.rank)];
+        entries_.push_back({index, cx, cy, cells.x0, cells.y0, cells.rank, head});
         head = static_cast<int64_t>(entries_.size()) - 1;
       }
     }
@@ -102,15 +106,9 @@ class KeptBoxes {
     if (any_suppresses(large_, box, from)) return true;
     for (int64_t cy = cells.y0; cy <= cells.y1; ++cy) {
       for (int64_t cx = cells.x0; cx <= cells.x1; ++cx) {
-        for (int64_t e = heads_[bucket(cx, cy)]; e >= 0; e = entries_[e].next) {
-          const Entry& entry = entries_[e];
-          if (entry.index < from) break;
-          // Two boxes share several cells; their lowest common one decides.
-          if (entry.cx != cx || entry.cy != cy || std::max(entry.x0, cells.x0) != cx ||
-              std::max(entry.y0, cells.y0) != cy) {
-            continue;
-          }
-          if (suppresses(boxes_[entry.index], box, rule_)) return true;
+        for (int64_t rank = cells.rank - ranks_beside_; rank <= cells.rank + ranks_beside_;
+             ++rank) {
+          if (any_in_cell(box, cells, cx, cy, rank, from)) return true;
         }
       }
     }
@@ -120,18 +118,21 @@ class KeptBoxes {
  private:
   struct Cells {
     int64_t x0, y0, x1, y1;
+    int64_t rank;
     bool many;
   };
   struct Entry {
-    int64_t index, cx, cy, x0, y0, next;
+    int64_t index, cx, cy, x0, y0, rank, next;
   };
 
   static constexpr double kMostCells = 64.0;
   static constexpr double kFarthestCell = 1e15;
   static constexpr double kLeastShare = 1e-3;  // smaller cells would find nothing more
+  static constexpr double kLeastRanked = 0.1;  // a lower threshold tells few areas apart
+  static constexpr double kMostRanked = 0.99;
 
   Cells cells_of(const PreparedBox& box) const {
-    if (!(box.radius > 0.0)) return {0, 0, -1, -1, false};
+    if (!(box.area > 0.0)) return {0, 0, -1, -1, 0, false};  // overlaps nothing
     const double c = std::fabs(box.cos), s = std::fabs(box.sin);
     double ex = share_ * box.radius, ey = ex;
     if (share_ >= 1.0) {
@@ -145,14 +146,41 @@ class KeptBoxes {
     const double y0 = std::floor((box.y - ey) / cell_), y1 = std::floor((box.y + ey) / cell_);
     const bool few = (x1 - x0 + 1.0) * (y1 - y0 + 1.0) <= kMostCells && x0 > -kFarthestCell &&
                      x1 < kFarthestCell && y0 > -kFarthestCell && y1 < kFarthestCell;
-    if (!few) return {0, 0, -1, -1, true};
-    return {static_cast<int64_t>(x0), static_cast<int64_t>(y0), static_cast<int64_t>(x1),
-            static_cast<int64_t>(y1), false};
+    if (!few) return {0, 0, -1, -1, 0, true};
+    return {static_cast<int64_t>(x0),
+            static_cast<int64_t>(y0),
+            static_cast<int64_t>(x1),
+            static_cast<int64_t>(y1),
+            rank_of(box),
+            false};
   }
 
-  size_t bucket(int64_t cx, int64_t cy) const {
-    return mix64(static_cast<uint64_t>(cx) * 0x9E3779B97F4A7C15ull + static_cast<uint64_t>(cy)) &
-           mask_;
+  // Boxes of a rank have like areas: where one suppresses the other, the ratio of their areas is
+  // above the threshold, and their ranks are neighbours.
+  int64_t rank_of(const PreparedBox& box) const {
+    if (ranks_beside_ == 0) return 0;
+    return static_cast<int64_t>(std::floor(std::log(std::min(box.area, 1e300)) * ranks_per_log_));
+  }
+
+  bool any_in_cell(const PreparedBox& box, const Cells& cells, int64_t cx, int64_t cy, int64_t rank,
+                   int64_t from) const {
+    for (int64_t e = heads_[bucket(cx, cy, rank)]; e >= 0; e = entries_[e].next) {
+      const Entry& entry = entries_[e];
+      if (entry.index < from) break;
+      // Two boxes share several cells; their lowest common one decides.
+      if (entry.cx != cx || entry.cy != cy || entry.rank != rank ||
+          std::max(entry.x0, cells.x0) != cx || std::max(entry.y0, cells.y0) != cy) {
+        continue;
+      }
+      if (suppresses(boxes_[entry.index], box, rule_)) return true;
+    }
+    return false;
+  }
+
+  size_t bucket(int64_t cx, int64_t cy, int64_t rank) const {
+    const uint64_t row =
+        static_cast<uint64_t>(cy) + static_cast<uint64_t>(rank) * 0xD6E8FEB86659FD93ull;
+    return mix64(static_cast<uint64_t>(cx) * 0x9E3779B97F4A7C15ull + row) & mask_;
   }
 
   bool any_suppresses(const std::vector<int64_t>& indices, const PreparedBox& box,
@@ -167,6 +195,8 @@ class KeptBoxes {
   const Suppression rule_;
   const double share_;  // of its radius that a box reaches
   double cell_ = 1.0;
+  int64_t ranks_beside_ = 0;
+  double ranks_per_log_ = 0.0;
   uint64_t mask_ = 0;
   std::vector<int64_t> heads_;
   std::vector<Entry> entries_;
