@@ -19,6 +19,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -254,8 +255,9 @@ def peak_memory(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> f
         prepare: a function of a module; what it returns is run and measured.
         arguments: of `prepare`.
     """
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_grown, (prepare, arguments))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_grown, prepare, arguments).result()
 
 
 def _grown(prepare: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...]) -> float:

@@ -33,6 +33,7 @@ def run(script: str, *arguments: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_benchmark_runs(script: str, tmp_path: Path) -> None:
     path = tmp_path / "results.json"
@@ -56,6 +57,7 @@ def test_a_benchmark_runs(script: str, tmp_path: Path) -> None:
             assert any(other.get("difference") is not None for other in others), result["title"]
 
 
+@pytest.mark.slow
 def test_results_become_tables_and_curves(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     run("run_all", "--quick", "--repeats", 1, "--families", "voxelize", "--json", path)
