@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test sanitize lint format bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ demo: install  ## simulate, train, evaluate, detect, draw: the whole job in abou
 test: install  ## run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+sanitize: install  ## run the op tests under the address, undefined and thread sanitizers
+	.ci/sanitize
+
 lint: install  ## formatting, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,7 +44,7 @@ format: install  ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff format .
 	find voxelpool/csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format -i
 
-bench: install  ## time the operations
+bench: install  ## time everything against its peers, in under ten minutes
 	$(BIN)/python benchmarks/run_all.py
 
 clean:  ## remove what can be built again; data and runs stay

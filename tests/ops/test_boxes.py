@@ -252,13 +252,15 @@ def test_suppression_agrees_with_brute_force(
     assert kept.tolist() == greedy(shapely_iou(boxes, boxes), scores, threshold)
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.8])
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.8, 0.97])
 def test_suppression_of_many_agrees_with_the_full_matrix(
     threshold: float, device: torch.device, backend: str
 ) -> None:
     n = 1000 if backend == "kernel" else 150  # the kernels work in blocks of 1024 or 4096
     mixed = random_boxes(n, 1, 60.0, (-3.0, 2.0))
     boxes = torch.cat([crowd(3 * n, 0), mixed, crowd(n, 2)])
+    boxes[-n:, :7] = boxes[:n] + 0.01 * (boxes[-n:] - boxes[:n])  # hard to tell from others
+    boxes[n : 2 * n, 3] *= 5.0  # long and thin
     boxes[::97, 3] = 0.0
     boxes[5::301, 0] = 1e9
     scores = torch.rand(len(boxes), generator=torch.Generator().manual_seed(3))
@@ -269,6 +271,28 @@ def test_suppression_of_many_agrees_with_the_full_matrix(
             kept.append(i)
             dead |= iou[i] > threshold
     assert ops.nms_rotated(boxes.to(device), scores.to(device), threshold).tolist() == kept
+
+
+def test_at_a_threshold_of_one_all_are_kept(device: torch.device) -> None:
+    boxes = torch.cat([crowd(50, 1)] * 3).to(device)
+    assert len(ops.nms_rotated(boxes, torch.rand(150, device=device), 1.0)) == 150
+
+
+pair_threshold = st.floats(0.05, 0.999)
+
+
+@SETTINGS
+@given(one_box, one_box, pair_threshold, st.floats(0, 0.2))
+def test_a_pair_is_suppressed_by_its_overlap(
+    a: tuple[float, ...], b: tuple[float, ...], threshold: float, near: float
+) -> None:
+    boxes = tensor_of(a, tuple(u + near * (v - u) for u, v in zip(a, b, strict=True)))
+    overlap = float(ops.boxes_iou_bev(boxes[:1], boxes[1:]))
+    scores = torch.tensor([1.0, 0.5])
+    assert len(ops.nms_rotated(boxes, scores, threshold)) == (1 if overlap > threshold else 2)
+    if 0.0 < overlap < 1.0:  # a threshold as close as it gets
+        assert len(ops.nms_rotated(boxes, scores, overlap)) == 2
+        assert len(ops.nms_rotated(boxes, scores, math.nextafter(overlap, 0.0))) == 1
 
 
 def test_overlap_at_the_threshold_is_kept(device: torch.device) -> None:

@@ -53,11 +53,13 @@ void iou_rows(const std::vector<PreparedBox>& a, const std::vector<PreparedBox>&
   }
 }
 
-// The boxes kept so far, found by the cells of a hashed grid that their bounding rectangles touch.
-// A cell's chain runs from the last box added to the first.
+// The boxes kept so far, found by the cells of a hashed grid that they touch: with their bounding
+// rectangles or, where the threshold lets them reach less far than that, with the square of their
+// reach. A cell's chain runs from the last box added to the first.
 class KeptBoxes {
  public:
-  explicit KeptBoxes(const std::vector<PreparedBox>& boxes) : boxes_(boxes) {
+  KeptBoxes(const std::vector<PreparedBox>& boxes, const Suppression& rule)
+      : boxes_(boxes), rule_(rule), share_(std::max(rule.reach, kLeastShare)) {
     std::vector<double> radii;
     radii.reserve(boxes.size());
     for (const PreparedBox& box : boxes) {
@@ -66,7 +68,11 @@ class KeptBoxes {
     if (!radii.empty()) {
       const auto middle = radii.begin() + radii.size() / 2;
       std::nth_element(radii.begin(), middle, radii.end());
-      cell_ = 2.0 * *middle;
+      cell_ = 2.0 * std::min(share_, 1.0) * *middle;
+    }
+    if (rule.threshold > kLeastRanked) {
+      ranks_beside_ = 1;
+      ranks_per_log_ = 1.0 / std::log(1.0 / std::min(rule.threshold - kSlack, kMostRanked));
     }
     size_t buckets = 64;
     while (buckets < 2 * boxes.size()) buckets *= 2;
@@ -85,30 +91,24 @@ class KeptBoxes {
     }
     for (int64_t cy = cells.y0; cy <= cells.y1; ++cy) {
       for (int64_t cx = cells.x0; cx <= cells.x1; ++cx) {
-        int64_t& head = heads_[bucket(cx, cy)];
-        entries_.push_back({index, cx, cy, cells.x0, cells.y0, head});
+        int64_t& head = heads_[bucket(cx, cy, cells.rank)];
+        entries_.push_back({index, cx, cy, cells.x0, cells.y0, cells.rank, head});
         head = static_cast<int64_t>(entries_.size()) - 1;
       }
     }
   }
 
   // Whether a kept box of index `from` or above suppresses box `index`.
-  bool suppress(int64_t index, int64_t from, double threshold) const {
+  bool suppress(int64_t index, int64_t from) const {
     const PreparedBox& box = boxes_[index];
     const Cells cells = cells_of(box);
-    if (cells.many) return any_suppresses(all_, box, from, threshold);
-    if (any_suppresses(large_, box, from, threshold)) return true;
+    if (cells.many) return any_suppresses(all_, box, from);
+    if (any_suppresses(large_, box, from)) return true;
     for (int64_t cy = cells.y0; cy <= cells.y1; ++cy) {
       for (int64_t cx = cells.x0; cx <= cells.x1; ++cx) {
-        for (int64_t e = heads_[bucket(cx, cy)]; e >= 0; e = entries_[e].next) {
-          const Entry& entry = entries_[e];
-          if (entry.index < from) break;
-          // Two boxes share several cells; their lowest common one decides.
-          if (entry.cx != cx || entry.cy != cy || std::max(entry.x0, cells.x0) != cx ||
-              std::max(entry.y0, cells.y0) != cy) {
-            continue;
-          }
-          if (iou_bev_exceeds(boxes_[entry.index], box, threshold)) return true;
+        for (int64_t rank = cells.rank - ranks_beside_; rank <= cells.rank + ranks_beside_;
+             ++rank) {
+          if (any_in_cell(box, cells, cx, cy, rank, from)) return true;
         }
       }
     }
@@ -118,45 +118,85 @@ class KeptBoxes {
  private:
   struct Cells {
     int64_t x0, y0, x1, y1;
+    int64_t rank;
     bool many;
   };
   struct Entry {
-    int64_t index, cx, cy, x0, y0, next;
+    int64_t index, cx, cy, x0, y0, rank, next;
   };
 
   static constexpr double kMostCells = 64.0;
   static constexpr double kFarthestCell = 1e15;
+  static constexpr double kLeastShare = 1e-3;  // smaller cells would find nothing more
+  static constexpr double kLeastRanked = 0.1;  // a lower threshold tells few areas apart
+  static constexpr double kMostRanked = 0.99;
 
   Cells cells_of(const PreparedBox& box) const {
-    if (!(box.radius > 0.0)) return {0, 0, -1, -1, false};
-    // The margin covers the rounding of the extent.
+    if (!(box.area > 0.0)) return {0, 0, -1, -1, 0, false};  // overlaps nothing
     const double c = std::fabs(box.cos), s = std::fabs(box.sin);
-    const double ex = (c * box.hx + s * box.hy) * (1.0 + 1e-9);
-    const double ey = (s * box.hx + c * box.hy) * (1.0 + 1e-9);
+    double ex = share_ * box.radius, ey = ex;
+    if (share_ >= 1.0) {
+      ex = c * box.hx + s * box.hy;
+      ey = s * box.hx + c * box.hy;
+    }
+    // The margin covers the rounding of the extent and of its ends.
+    ex = ex * (1.0 + 1e-9) + std::fabs(box.x) * 1e-15;
+    ey = ey * (1.0 + 1e-9) + std::fabs(box.y) * 1e-15;
     const double x0 = std::floor((box.x - ex) / cell_), x1 = std::floor((box.x + ex) / cell_);
     const double y0 = std::floor((box.y - ey) / cell_), y1 = std::floor((box.y + ey) / cell_);
     const bool few = (x1 - x0 + 1.0) * (y1 - y0 + 1.0) <= kMostCells && x0 > -kFarthestCell &&
                      x1 < kFarthestCell && y0 > -kFarthestCell && y1 < kFarthestCell;
-    if (!few) return {0, 0, -1, -1, true};
-    return {static_cast<int64_t>(x0), static_cast<int64_t>(y0), static_cast<int64_t>(x1),
-            static_cast<int64_t>(y1), false};
+    if (!few) return {0, 0, -1, -1, 0, true};
+    return {static_cast<int64_t>(x0),
+            static_cast<int64_t>(y0),
+            static_cast<int64_t>(x1),
+            static_cast<int64_t>(y1),
+            rank_of(box),
+            false};
   }
 
-  size_t bucket(int64_t cx, int64_t cy) const {
-    return mix64(static_cast<uint64_t>(cx) * 0x9E3779B97F4A7C15ull + static_cast<uint64_t>(cy)) &
-           mask_;
+  // Boxes of a rank have like areas: where one suppresses the other, the ratio of their areas is
+  // above the threshold, and their ranks are neighbours.
+  int64_t rank_of(const PreparedBox& box) const {
+    if (ranks_beside_ == 0) return 0;
+    return static_cast<int64_t>(std::floor(std::log(std::min(box.area, 1e300)) * ranks_per_log_));
   }
 
-  bool any_suppresses(const std::vector<int64_t>& indices, const PreparedBox& box, int64_t from,
-                      double threshold) const {
+  bool any_in_cell(const PreparedBox& box, const Cells& cells, int64_t cx, int64_t cy, int64_t rank,
+                   int64_t from) const {
+    for (int64_t e = heads_[bucket(cx, cy, rank)]; e >= 0; e = entries_[e].next) {
+      const Entry& entry = entries_[e];
+      if (entry.index < from) break;
+      // Two boxes share several cells; their lowest common one decides.
+      if (entry.cx != cx || entry.cy != cy || entry.rank != rank ||
+          std::max(entry.x0, cells.x0) != cx || std::max(entry.y0, cells.y0) != cy) {
+        continue;
+      }
+      if (suppresses(boxes_[entry.index], box, rule_)) return true;
+    }
+    return false;
+  }
+
+  size_t bucket(int64_t cx, int64_t cy, int64_t rank) const {
+    const uint64_t row =
+        static_cast<uint64_t>(cy) + static_cast<uint64_t>(rank) * 0xD6E8FEB86659FD93ull;
+    return mix64(static_cast<uint64_t>(cx) * 0x9E3779B97F4A7C15ull + row) & mask_;
+  }
+
+  bool any_suppresses(const std::vector<int64_t>& indices, const PreparedBox& box,
+                      int64_t from) const {
     for (auto i = indices.rbegin(); i != indices.rend() && *i >= from; ++i) {
-      if (iou_bev_exceeds(boxes_[*i], box, threshold)) return true;
+      if (suppresses(boxes_[*i], box, rule_)) return true;
     }
     return false;
   }
 
   const std::vector<PreparedBox>& boxes_;
+  const Suppression rule_;
+  const double share_;  // of its radius that a box reaches
   double cell_ = 1.0;
+  int64_t ranks_beside_ = 0;
+  double ranks_per_log_ = 0.0;
   uint64_t mask_ = 0;
   std::vector<int64_t> heads_;
   std::vector<Entry> entries_;
@@ -205,20 +245,24 @@ void nms_cpu(const double* boxes, int64_t n, double threshold, bool* keep, int t
   // Boxes are taken a block at a time: all threads compare the block with what was kept before it,
   // then one compares its survivors with each other, in order.
   constexpr int64_t kBlock = 1024;
+  if (threshold >= 1.0) {  // no IoU is above it
+    std::fill(keep, keep + n, true);
+    return;
+  }
   const std::vector<PreparedBox> prepared = prepare(boxes, n);
-  KeptBoxes kept(prepared);
+  KeptBoxes kept(prepared, suppression_above(threshold));
   for (int64_t start = 0; start < n; start += kBlock) {
     const int64_t stop = std::min(n, start + kBlock);
     std::fill(keep + start, keep + stop, true);
     if (kept.size() > 0) {
       parallel_for(stop - start, 64, threads, [&](int64_t begin, int64_t end) {
         for (int64_t i = start + begin; i < start + end; ++i) {
-          keep[i] = !kept.suppress(i, 0, threshold);
+          keep[i] = !kept.suppress(i, 0);
         }
       });
     }
     for (int64_t i = start; i < stop; ++i) {
-      keep[i] = keep[i] && !kept.suppress(i, start, threshold);
+      keep[i] = keep[i] && !kept.suppress(i, start);
       if (keep[i]) kept.add(i);
     }
   }

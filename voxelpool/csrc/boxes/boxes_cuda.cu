@@ -53,7 +53,7 @@ __global__ void membership_kernel(const Point* points, int64_t n, int64_t stride
 
 // Bit c of bits[row - first][word]: box `row` suppresses the later box 64 * word + c. Words before
 // the row's own are left unwritten and unread. One block: 64 rows against one word of columns.
-__global__ void suppression_kernel(const PreparedBox* boxes, int64_t n, double threshold,
+__global__ void suppression_kernel(const PreparedBox* boxes, int64_t n, Suppression rule,
                                    int64_t first, int64_t rows, const Word* removed, Word* bits) {
   const int64_t words = words_of(n);
   const int64_t word = first / kWordBits + blockIdx.x;
@@ -74,7 +74,7 @@ __global__ void suppression_kernel(const PreparedBox* boxes, int64_t n, double t
     const int end =
         static_cast<int>(n - word * kWordBits < kWordBits ? n - word * kWordBits : kWordBits);
     for (int c = begin; c < end; ++c) {
-      if (((gone >> c) & 1) == 0 && iou_bev_exceeds(box, columns[c], threshold)) {
+      if (((gone >> c) & 1) == 0 && suppresses(box, columns[c], rule)) {
         suppressed |= Word{1} << c;
       }
     }
@@ -162,6 +162,11 @@ void nms_cuda(const double* boxes, int64_t n, double threshold, bool* keep, void
   if (n == 0) return;
   const DeviceGuard guard(device);
   const cudaStream_t stream = static_cast<cudaStream_t>(stream_pointer);
+  if (threshold >= 1.0) {  // no IoU is above it
+    check_cuda(cudaMemsetAsync(keep, 1, n * sizeof(bool), stream), "nms_rotated");
+    return;
+  }
+  const Suppression rule = suppression_above(threshold);
   const int64_t words = words_of(n), chunk = chunk_rows(n);
   PreparedBox* prepared = static_cast<PreparedBox*>(scratch);
   Word* removed = reinterpret_cast<Word*>(prepared + n);
@@ -172,7 +177,7 @@ void nms_cuda(const double* boxes, int64_t n, double threshold, bool* keep, void
     const int64_t rows = std::min(chunk, n - first);
     const dim3 grid(static_cast<unsigned>(words - first / kWordBits),
                     static_cast<unsigned>(words_of(rows)));
-    suppression_kernel<<<grid, kWordBits, 0, stream>>>(prepared, n, threshold, first, rows, removed,
+    suppression_kernel<<<grid, kWordBits, 0, stream>>>(prepared, n, rule, first, rows, removed,
                                                        bits);
     check_cuda(cudaGetLastError(), "nms_rotated");
     selection_kernel<<<1, 1024, 0, stream>>>(n, first, rows, bits, removed, keep);

@@ -195,22 +195,47 @@ VP_HOST_DEVICE double iou_3d(const PreparedBox& a, const PreparedBox& b) {
   return overlap_ratio(inter, a.volume, b.volume);
 }
 
+// When one box suppresses another: their IoU is above `threshold`. Then their centres are closer
+// than `reach` times the larger radius. For with an intersection of area I and centroid g, the rest
+// of a balances it about a's centre, so that |g - a| <= (area(a) - I) / I * radius(a); likewise for
+// b; and the two shares add up to union / I - 1.
+struct Suppression {
+  double threshold;
+  double reach;
+  double share;  // of the sum of both areas that the intersection is above
+};
+
+// The slack keeps bounds above what rounding makes of an exact IoU.
+constexpr double kSlack = 1e-9;
+
+VP_HOST_DEVICE Suppression suppression_above(double threshold) {
+  const double least = greater(threshold - kSlack, 1e-3);
+  return Suppression{threshold, (1.0 / least - 1.0) * (1.0 + kSlack),
+                     threshold / (1.0 + threshold)};
+}
+
 // iou_bev(a, b) > threshold, mostly without computing it: the intersection is no larger than the
-// smaller box, nor than b's bounding rectangle cut to a, nor than a's cut to b. The slack keeps
-// these bounds above what rounding makes of the exact area.
-VP_HOST_DEVICE bool iou_bev_exceeds(const PreparedBox& a, const PreparedBox& b, double threshold) {
-  if (!circles_overlap(b.x - a.x, b.y - a.y, a.radius + b.radius)) return false;
-  constexpr double kSlack = 1e-9;
+// smaller box, than b's bounding rectangle cut to a, or than where a strip of a crosses one of b.
+VP_HOST_DEVICE bool suppresses(const PreparedBox& a, const PreparedBox& b,
+                               const Suppression& rule) {
+  const double dx = b.x - a.x, dy = b.y - a.y;
+  const double reach = lesser(a.radius + b.radius, rule.reach * greater(a.radius, b.radius));
   const double least = lesser(a.area, b.area), most = greater(a.area, b.area);
-  if (least * (1.0 + kSlack) <= threshold * most) return false;
+  if (!circles_overlap(dx, dy, reach) || least * (1.0 + kSlack) <= rule.threshold * most) {
+    return false;
+  }
   const RelativeBox r = relative_box(a, b);
-  if (separated(a, b, r)) return false;
-  const double enough = threshold * (a.area + b.area) / (1.0 + threshold) - kSlack * least;
+  const double enough = rule.share * (a.area + b.area) - kSlack * least;
   const double ex = fabs(r.ux) + fabs(r.vx), ey = fabs(r.uy) + fabs(r.vy);
   const double width = lesser(a.hx, r.cx + ex) - greater(-a.hx, r.cx - ex);
   const double height = lesser(a.hy, r.cy + ey) - greater(-a.hy, r.cy - ey);
-  if (width * height <= enough) return false;
-  return overlap_ratio(clipped_area(a, b, r), a.area, b.area) > threshold;
+  const double same = 4.0 * lesser(a.hx * b.hx, a.hy * b.hy);
+  const double other = 4.0 * lesser(a.hx * b.hy, a.hy * b.hx);
+  if (width * height <= enough || same <= enough * fabs(r.sin) || other <= enough * fabs(r.cos)) {
+    return false;
+  }
+  if (separated(a, b, r)) return false;
+  return overlap_ratio(clipped_area(a, b, r), a.area, b.area) > rule.threshold;
 }
 
 VP_HOST_DEVICE bool point_in_box(double x, double y, double z, const PreparedBox& box) {

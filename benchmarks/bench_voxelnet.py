@@ -1,0 +1,168 @@
+"""The whole network at the paper's size: one sweep forward, and one training step.
+
+Example: KITTI_SAMPLE_DIR=path/to/frames python benchmarks/bench_voxelnet.py --seconds 120
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from _data import boxes, sweep
+from _measure import OURS, Case, Contender, Setting, main, peak_memory
+from _plain import PlainVoxelNet
+from torch import Tensor, nn
+
+from voxelpool.config import load_config
+from voxelpool.detection.box_coder import decode
+from voxelpool.models.voxelnet import VoxelNet, build_detector
+
+CONFIG = Path(__file__).parents[1] / "configs" / "voxelnet_car.yaml"
+QUICK = (
+    "grid.range=[0,-12.8,-3,25.6,12.8,1]",
+    "vfe.channels=[8,16]",
+    "vfe.out_channels=16",
+    "middle.channels=[8,8,8]",
+    "rpn.layers=[1,1,1]",
+    "rpn.channels=[16,16,16]",
+    "rpn.upsample_channels=[16,16,16]",
+)
+ROUNDING = 1e-4
+# In float64 the gradients agree to 1e-9 (tests/benchmarks). In float32 torch's statistics of maps
+# with the channels innermost are less exact, and BatchNorm after BatchNorm amplifies it.
+GRADIENT_ROUNDING = 0.1
+BFLOAT16_ROUNDING = 0.1  # the facts of the case say what this makes of boxes and scores
+CENTRE, SCORE = "a box moves by, m, at most", "a score changes by, at most"
+
+
+def detector(points: Tensor, quick: bool) -> VoxelNet:
+    """The network, on the device of the points, its statistics those of the sweep."""
+    torch.manual_seed(0)
+    net = build_detector(load_config(CONFIG, list(QUICK) if quick else []))
+    net = net.to(points.device).train()
+    norms = [
+        module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    ]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = None  # the mean over all batches seen: of this one
+    with torch.no_grad():
+        net(points)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return net.eval()
+
+
+def inference(net: nn.Module, points: Tensor, half: bool) -> Callable[[], Sequence[Tensor]]:
+    """A forward pass that gives scores and residuals."""
+
+    def run() -> Sequence[Tensor]:
+        with torch.inference_mode(), torch.autocast(points.device.type, torch.bfloat16, half):
+            return [out.float() for out in net(points)]
+
+    return run
+
+
+def forward(setting: Setting, net: VoxelNet, points: Tensor, kind: str) -> Iterator[Case]:
+    """Float32, and the fastest mode."""
+    plain = PlainVoxelNet(net)
+    title = f"VoxelNet forward, {kind} sweep of {len(points):,} points"
+    exact = inference(net, points, False)
+    peers = {
+        "plain PyTorch": inference(plain, points, False),
+        "plain PyTorch, bfloat16": inference(plain, points, True),
+    }
+    yield Case(
+        f"{title}, float32",
+        [
+            Contender(OURS, exact, list),
+            Contender("plain PyTorch", peers["plain PyTorch"], list, ROUNDING),
+        ],
+        goals={"plain PyTorch": 3.0},
+        facts=peaks(setting),
+    )
+    fastest = inference(net, points, True)
+    yield Case(
+        f"{title}, bfloat16",
+        [
+            Contender(f"{OURS}, bfloat16", fastest, list),
+            Contender("plain PyTorch", peers["plain PyTorch"], list, BFLOAT16_ROUNDING, "float32"),
+            Contender(
+                "plain PyTorch, bfloat16",
+                peers["plain PyTorch, bfloat16"],
+                list,
+                BFLOAT16_ROUNDING,
+            ),
+        ],
+        goals={"plain PyTorch": 8.0},
+        limit_ms=5.0 if setting.device == "cuda" else None,
+        facts=deviations(net, exact(), fastest()),
+    )
+
+
+def deviations(net: VoxelNet, exact: Sequence[Tensor], rough: Sequence[Tensor]) -> dict[str, float]:
+    """What rounding makes of the boxes: the worst of all anchors, each taken for a detection."""
+    anchors = net.anchors.reshape(-1, 7)
+    centres = [decode(residuals[0], anchors)[:, :3] for _, residuals in (exact, rough)]
+    scores = [logits.sigmoid() for logits, _ in (exact, rough)]
+    return {
+        CENTRE: float((centres[0] - centres[1]).norm(dim=1).max()),
+        SCORE: float((scores[0] - scores[1]).abs().max()),
+    }
+
+
+def peaks(setting: Setting) -> dict[str, float]:
+    """What the process grows by in a forward pass, MB."""
+    if setting.device != "cpu" or setting.quick:
+        return {}
+    names = ("voxelpool", "plain PyTorch")
+    return {
+        f"peak MB, {name}": peak_memory(_prepare, name, setting.threads, setting.quick)
+        for name in names
+    }
+
+
+def _prepare(name: str, threads: int, quick: bool) -> Callable[[], Sequence[Tensor]]:
+    torch.set_num_threads(threads)
+    points, _ = sweep(True, 800 if quick else 19_000)
+    net = build_detector(load_config(CONFIG, list(QUICK) if quick else [])).eval()
+    return inference(net if name == "voxelpool" else PlainVoxelNet(net), points, False)
+
+
+def training(net: VoxelNet, points: Tensor, kind: str) -> Case:
+    """Forward, loss and backward."""
+    weights = list(net.parameters())
+    objects = boxes(8, 20.0).to(points.device)
+    classes = torch.zeros(len(objects), dtype=torch.int64, device=points.device)
+
+    def step(module: nn.Module) -> Callable[[], list[Tensor]]:
+        def run() -> list[Tensor]:
+            module.train()
+            scores, residuals = module(points)
+            loss = net.loss(scores, residuals, [objects], [classes])["loss"]
+            return list(torch.autograd.grad(loss, weights))
+
+        return run
+
+    return Case(
+        f"VoxelNet training step, {kind} sweep of {len(points):,} points, float32",
+        [
+            Contender(OURS, step(net), list),
+            Contender("plain PyTorch", step(PlainVoxelNet(net)), list, GRADIENT_ROUNDING),
+        ],
+        goals={"plain PyTorch": 2.0},
+    )
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+    """Forward in both precisions, then a training step."""
+    points, kind = sweep(True, setting.size(19_000, 800))
+    points = points.to(setting.device)
+    net = detector(points, setting.quick)
+    yield from forward(setting, net, points, kind)
+    yield training(net, points, kind)
+
+
+if __name__ == "__main__":
+    main("voxelnet", cases, __doc__)

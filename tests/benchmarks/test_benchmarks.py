@@ -1,0 +1,107 @@
+"""Every benchmark runs in its tiny form, and its contenders agree before they are timed."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SCRIPTS = ("bench_pool", "bench_voxelize", "bench_boxes", "bench_vfe", "bench_voxelnet")
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    return load
+
+
+def run(script: str, *arguments: object) -> str:
+    command = [sys.executable, str(BENCHMARKS / f"{script}.py"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_benchmark_runs(script: str, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    run(script, "--quick", "--repeats", 1, "--threads", 1, "--json", path)
+    report = json.loads(path.read_text())
+    assert report["bandwidth"]["copy_gb_per_s"] > 0
+    assert {"date", "cpu", "cores", "threads", "versions"} <= set(report["environment"])
+    assert report["environment"]["versions"]["torch"] == torch.__version__
+    assert report["results"]
+    for result in report["results"]:
+        first, *others = result["contenders"]
+        assert first["name"].startswith("voxelpool") and first["ratio"] == 1
+        assert set(result["goals"]) <= {"torch-scatter", "copying as many bytes"} | {
+            other["name"] for other in others
+        }
+        for contender in result["contenders"]:
+            if not contender.get("missing"):
+                assert 0 < contender["min_ms"] <= contender["median_ms"]
+                assert contender["repeats"] >= 1
+        if result["curve"] is None:  # at least one peer, whose result was compared
+            assert any(other.get("difference") is not None for other in others), result["title"]
+
+
+@pytest.mark.slow
+def test_results_become_tables_and_curves(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    run("run_all", "--quick", "--repeats", 1, "--families", "voxelize", "--json", path)
+    assert (tmp_path / "results-voxelize-points.png").stat().st_size > 1000
+    text = run("run_all", "--markdown", path)
+    assert "### voxelize" in text and "| numpy.unique (no sampling) |" in text
+
+
+def test_a_contender_with_another_result_is_not_timed(load) -> None:
+    measure = load("_measure")
+    right, wrong = torch.ones(3), torch.tensor([1.0, 1.0, 1.1])
+
+    def case(other: torch.Tensor, tolerance: float = 0.0):
+        first = measure.Contender("voxelpool", lambda: right, lambda out: [out])
+        peer = measure.Contender("peer", lambda: other, lambda out: [out], tolerance)
+        return measure.Case("work", [first, peer])
+
+    setting = measure.Setting(repeats=2)
+    for other in (wrong, right[:2], right * torch.nan):
+        with pytest.raises(measure.Disagreement, match="peer"):
+            measure.measure(case(other), setting)
+    row = measure.measure(case(wrong, 0.2), setting)["contenders"][1]
+    assert row["repeats"] == 2 and row["difference"] == pytest.approx(0.1)
+
+
+def test_a_missing_peer_is_named(load) -> None:
+    measure, tables = load("_measure"), load("_tables")
+    first = measure.Contender("voxelpool", lambda: torch.ones(1), lambda out: [out])
+    case = measure.Case("work", [first, measure.Contender("peer", None)], goals={"peer": 2.0})
+    rows = tables.rows(measure.measure(case, measure.Setting(repeats=1)))
+    assert rows[1][:2] == ["peer", "not here"]
+
+
+def test_the_plain_network_is_the_same_in_float64(load) -> None:
+    bench, plain = load("bench_voxelnet"), load("_plain")
+    points, _ = bench.sweep(True, 800)
+    net = bench.detector(points, quick=True).double().train()
+    voxels, doubles = net.voxelize(points), points.double()
+    found = []
+    for outputs in (net.predict(doubles, voxels), plain.PlainVoxelNet(net)(doubles)):
+        scores, residuals = outputs
+        loss = (scores * torch.linspace(0, 1, scores.numel()).view_as(scores)).sum()
+        loss = loss + residuals.square().sum()
+        found.append([*outputs, *torch.autograd.grad(loss, list(net.parameters()))])
+    for ours, theirs in zip(*found, strict=True):
+        scale = float(theirs.detach().abs().max())
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9 * scale)
