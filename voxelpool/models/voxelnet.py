@@ -75,9 +75,14 @@ class VoxelNet(nn.Module):
         )
 
     def _input_scales(self) -> list[float]:
-        """Roughly the spread of each column of the point code, metres or reflectance."""
+        """Roughly the spread of each column of the point code, metres or reflectance.
+
+        Heights spread less than their range: most points lie near the ground, and centimetres
+        decide over a box.
+        """
         low, high, size = self.grid.range[:3], self.grid.range[3:], self.grid.voxel_size
         coordinates = [(above - below) / 4 for below, above in zip(low, high, strict=True)]
+        coordinates[2] *= 0.3
         offsets = [length / 4 for length in size]
         scales = coordinates + [0.3] * (self.point_dims - 3) + offsets
         return scales + offsets if self.config.vfe.center_offsets else scales
