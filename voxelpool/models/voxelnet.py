@@ -129,8 +129,12 @@ class VoxelNet(nn.Module):
         """Scores and residuals, as `forward`, from points that are grouped already."""
         code = point_features(points, voxels, center_offsets=self.config.vfe.center_offsets)
         features = self.vfe(code, voxels)
-        score_map, residual_map = self.rpn(self.middle(features, voxels.coords, voxels.batch_size))
-        return flatten_maps(score_map, residual_map)
+        inputs = (features, voxels.coords, voxels.batch_size)
+        if self.middle.runs_on_rows(features):
+            maps = self.rpn.forward_rows(*self.middle.forward_rows(*inputs))
+        else:
+            maps = self.rpn(self.middle(*inputs))
+        return flatten_maps(*maps)
 
     def loss(
         self,
