@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from voxelpool.ops import gather_conv, gather_conv_affine
 
 Triple = tuple[int, int, int]
+Norm = nn.BatchNorm2d | nn.BatchNorm3d
 
 
 def conv_shape(shape: Triple, kernel: Triple, stride: Triple, padding: Triple) -> Triple:
@@ -243,7 +245,7 @@ def conv_norm_relu(
     kernel: Triple,
     stride: Triple,
     padding: Triple,
-    norm: nn.modules.batchnorm._BatchNorm,
+    norm: Norm,
 ) -> tuple[Tensor, Reach]:
     """A convolution, BatchNorm and ReLU on the rows of a map.
 
@@ -254,39 +256,63 @@ def conv_norm_relu(
         kernel: (z, y, x).
         stride: (z, y, x).
         padding: (z, y, x).
-        norm: the layer's BatchNorm, of any dimension.
+        norm: the layer's BatchNorm.
 
     Returns:
         The rows of the output, in the dtype of ``rows``, and its `Reach`.
     """
     table, after = reach.through(kernel, stride, padding)
-    if norm.training or torch.is_grad_enabled():
-        out = gather_conv(rows, table, weight, shared=reach.shared)
-        counts = after.counts() if norm.training else None
-        return torch.relu(batch_norm(out, counts, norm)), after
-    return gather_conv_affine(rows, table, weight, *norm_affine(norm), relu=True), after
+    if is_fused(norm):
+        return gather_conv_affine(rows, table, weight, *norm_affine(norm), relu=True), after
+    out = gather_conv(rows, table, weight, shared=reach.shared)
+    return norm_relu(out, after.counts() if norm.training else None, norm), after
 
 
-def pointwise(rows: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, *, relu: bool) -> Tensor:
-    """``rows @ weight * scale + bias`` for a weight (C, O), without gradients."""
-    table = torch.arange(len(rows), dtype=torch.int32, device=rows.device)[:, None]
-    return gather_conv_affine(rows, table, weight[None], scale, bias, relu=relu)
+def pointwise_norm_relu(rows: Tensor, counts: Tensor, weight: Tensor, norm: Norm) -> Tensor:
+    """As `conv_norm_relu`, where every cell becomes a group of cells of its own.
+
+    Args:
+        rows: (R, C).
+        counts: (R,), how many cells each row stands for.
+        weight: (C, G * O) for groups of G.
+        norm: over O channels.
+
+    Returns:
+        (R * G, O).
+    """
+    group = weight.shape[1] // norm.num_features
+    if is_fused(norm):
+        scale, bias = (part.repeat(group) for part in norm_affine(norm))
+        table = _every_row(rows)
+        out = gather_conv_affine(rows, table, weight[None], scale, bias, relu=True)
+        return out.view(-1, norm.num_features)
+    out = pointwise(rows, weight).view(-1, norm.num_features)
+    return norm_relu(out, counts.repeat_interleave(group) if norm.training else None, norm)
 
 
-def norm_affine(norm: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor, Tensor]:
+def pointwise(rows: Tensor, weight: Tensor) -> Tensor:
+    """``rows @ weight`` for a weight (C, O)."""
+    return gather_conv(rows, _every_row(rows), weight[None])
+
+
+def _every_row(rows: Tensor) -> Tensor:
+    return torch.arange(len(rows), dtype=torch.int32, device=rows.device)[:, None]
+
+
+def is_fused(norm: Norm) -> bool:
+    """Whether BatchNorm goes into the convolution: in evaluation, where no gradient is wanted."""
+    return not norm.training and not torch.is_grad_enabled()
+
+
+def norm_affine(norm: Norm) -> tuple[Tensor, Tensor]:
     """What BatchNorm does in evaluation: the factor and the offset of each channel."""
     assert norm.running_mean is not None and norm.running_var is not None
-    scale = torch.rsqrt(norm.running_var + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight
-    bias = -norm.running_mean * scale
-    return scale, bias if norm.bias is None else bias + norm.bias
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale
 
 
-def batch_norm(
-    rows: Tensor, counts: Tensor | None, norm: nn.modules.batchnorm._BatchNorm
-) -> Tensor:
-    """BatchNorm of a map given as rows.
+def norm_relu(rows: Tensor, counts: Tensor | None, norm: Norm) -> Tensor:
+    """BatchNorm and ReLU of a map given as rows.
 
     Args:
         rows: (R, C).
@@ -299,24 +325,52 @@ def batch_norm(
     values = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
     if counts is None:
         scale, bias = norm_affine(norm)
-        return (values * scale + bias).to(rows.dtype)
-    total = counts.sum(dtype=torch.float64).to(values.dtype)
-    share = counts.to(values.dtype) / total
-    mean = share @ values
-    centred = values - mean
-    variance = share @ centred.square()
+        return torch.relu(values * scale + bias).to(rows.dtype)
+    total = counts.sum(dtype=torch.float64)
+    share = (counts / total).to(values.dtype)
+    out, mean, variance = _NormRelu.apply(values, share, norm.weight, norm.bias, norm.eps)
     if norm.track_running_stats and norm.running_mean is not None:
         assert norm.running_var is not None and norm.num_batches_tracked is not None
-        with torch.no_grad():
-            norm.num_batches_tracked += 1
-            momentum = (
-                1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
-            )
-            unbiased = variance * (total / (total - 1).clamp(min=1))
-            norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
-            norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), momentum)
-    scale = torch.rsqrt(variance + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight
-    out = centred * scale
-    return (out if norm.bias is None else out + norm.bias).to(rows.dtype)
+        norm.num_batches_tracked += 1
+        newest = norm.momentum
+        if newest is None:
+            newest = 1 / float(norm.num_batches_tracked)
+        unbiased = variance * (total / (total - 1).clamp(min=1)).to(variance.dtype)
+        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), newest)
+        norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), newest)
+    return out.to(rows.dtype)
+
+
+class _NormRelu(torch.autograd.Function):
+    """BatchNorm by the batch's own statistics, then ReLU, of rows that stand for many cells each.
+
+    ``share`` (R,) is the part of all cells that a row stands for. Returns the mean and the
+    (biased) variance as well, which are not differentiable.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, share: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        mean = share @ rows
+        centred = rows - mean
+        variance = share @ centred.square()
+        inverse = torch.rsqrt(variance + eps)
+        out = torch.addcmul(bias, centred, inverse * weight).relu_()
+        ctx.save_for_backward(centred, share, weight, inverse, out)
+        ctx.mark_non_differentiable(mean, variance)
+        return out, mean, variance
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: Any, grad: Tensor, _mean: Tensor, _variance: Tensor
+    ) -> tuple[Tensor, None, Tensor, Tensor, None]:
+        centred, share, weight, inverse, out = ctx.saved_tensors
+        grad = torch.ops.aten.threshold_backward(grad, out, 0)
+        to_bias = grad.sum(0)
+        to_weight = (grad * centred).sum(0) * inverse
+        # The statistics move with every row, as much as the row has a share in them.
+        common = torch.addcmul(to_bias, centred, inverse * to_weight)
+        to_rows = torch.addcmul(grad, common, share[:, None], value=-1).mul_(weight * inverse)
+        return to_rows, None, to_weight, to_bias, None

@@ -185,31 +185,21 @@ class RPN(nn.Module):
         return maps[:, : self.anchors_per_location], maps[:, self.anchors_per_location :]
 
 
-def _read_upsampled(
-    rows: Tensor, reached: Reach, upsample: nn.Sequential, head: Tensor
-) -> Tensor:
+def _read_upsampled(rows: Tensor, reached: Reach, upsample: nn.Sequential, head: Tensor) -> Tensor:
     """What a block adds to the heads' output (B, H, W, O): its rows upsampled, then ``head``."""
     conv, norm = upsample[0], upsample[1]
     assert isinstance(conv, nn.ConvTranspose2d) and isinstance(norm, nn.BatchNorm2d)
     scale = int(conv.stride[0])
-    fused = not norm.training and not torch.is_grad_enabled()
     if scale == 1:  # a convolution with the kernel turned round
-        weight = conv.weight.flip(2, 3).transpose(0, 1)
-        kernel, padding = (1, *conv.kernel_size), (0, 1, 1)
+        taps = reach.conv_taps(conv.weight.flip(2, 3).transpose(0, 1))
+        kernel = (1, *conv.kernel_size)
         rows, reached = reach.conv_norm_relu(
-            rows, reached, reach.conv_taps(weight), kernel, (1, 1, 1), padding, norm
+            rows, reached, taps, kernel, (1, 1, 1), (0, 1, 1), norm
         )
     else:  # every cell makes a square of its own
         weight = conv.weight.permute(0, 2, 3, 1).flatten(1)
-        if fused:
-            factor, bias = (part.repeat(scale**2) for part in reach.norm_affine(norm))
-            rows = reach.pointwise(rows, weight, factor, bias, relu=True)
-            rows = rows.view(-1, conv.out_channels)
-        else:
-            rows = (rows @ weight).view(-1, conv.out_channels)
-            counts = reached.counts().repeat_interleave(scale**2) if norm.training else None
-            rows = torch.relu(reach.batch_norm(rows, counts, norm))
-    values = (rows.float() if rows.dtype == torch.bfloat16 else rows) @ head.T
+        rows = reach.pointwise_norm_relu(rows, reached.counts(), weight, norm)
+    values = reach.pointwise(rows.float() if rows.dtype == torch.bfloat16 else rows, head.T)
     dense = reached.expand(values.view(reached.rows, -1))[:, 0]
     batch_size, height, width, _ = dense.shape
     squares = dense.view(batch_size, height, width, scale, scale, -1).transpose(2, 3)

@@ -148,9 +148,7 @@ def _native_affine(
     return _convolve(rows, table, weight, scale, bias, relu)
 
 
-def _native_rows(
-    grad: Tensor, table: Tensor, weight: Tensor, num_rows: int, shared: int
-) -> Tensor:
+def _native_rows(grad: Tensor, table: Tensor, weight: Tensor, num_rows: int, shared: int) -> Tensor:
     if not _runs_native(grad):
         return reference.gather_conv_rows(grad, table, weight, num_rows, shared)
     table, taps = table.contiguous(), table.shape[1]
