@@ -327,7 +327,7 @@ def norm_relu(rows: Tensor, counts: Tensor | None, norm: Norm) -> Tensor:
         scale, bias = norm_affine(norm)
         return torch.relu(values * scale + bias).to(rows.dtype)
     total = counts.sum(dtype=torch.float64)
-    share = (counts / total).to(values.dtype)
+    share = counts.to(values.dtype) / total
     out, mean, variance = _NormRelu.apply(values, share, norm.weight, norm.bias, norm.eps)
     if norm.track_running_stats and norm.running_mean is not None:
         assert norm.running_var is not None and norm.num_batches_tracked is not None

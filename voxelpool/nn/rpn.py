@@ -164,7 +164,7 @@ class RPN(nn.Module):
         Raises:
             ValueError: if H or W is no multiple of the total stride.
         """
-        batch_size, depth, height, width = reached.index.shape
+        _, depth, height, width = reached.index.shape
         self.check_size(height, width)
         weight = torch.cat([self.score_head.weight, self.residual_head.weight])[:, :, 0, 0]
         head = list(weight.split([int(up[0].out_channels) for up in self.upsamples], dim=1))
