@@ -104,7 +104,7 @@ def test_few_voxels_in_a_large_map(coords, training):
     compare(Network((5, 24, 20)), features, coords, 2, training)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     batch_size=st.integers(1, 3),
     depth=st.integers(5, 10),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -126,11 +127,19 @@ class VoxelNet(nn.Module):
         )
 
     def predict(self, points: Tensor, voxels: Voxels) -> tuple[Tensor, Tensor]:
-        """Scores and residuals, as `forward`, from points that are grouped already."""
+        """Scores and residuals, as `forward`, from points that are grouped already.
+
+        On the CPU the layers after the VFE compute only what voxels reach, exactly; setting
+        ``middle.use_reach`` to False turns this off. ``torch.autocast("cpu", torch.bfloat16)``
+        around the call is the fastest way there: those layers then take bfloat16 and add up in
+        float32, and the VFE stays in float32, since bfloat16 is too coarse for coordinates.
+        """
         code = point_features(points, voxels, center_offsets=self.config.vfe.center_offsets)
-        features = self.vfe(code, voxels)
+        on_rows = self.middle.runs_on_rows(points)
+        with torch.autocast("cpu", enabled=False) if on_rows else nullcontext():
+            features = self.vfe(code, voxels)
         inputs = (features, voxels.coords, voxels.batch_size)
-        if self.middle.runs_on_rows(features):
+        if on_rows:
             maps = self.rpn.forward_rows(*self.middle.forward_rows(*inputs))
         else:
             maps = self.rpn(self.middle(*inputs))
