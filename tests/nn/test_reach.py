@@ -77,9 +77,7 @@ def compare(network, features, coords, batch_size, training):
         torch.testing.assert_close(ours, theirs)
     if not training:
         with torch.no_grad():  # BatchNorm folded into the convolutions
-            for ours, theirs in zip(
-                network(features, coords, batch_size), expected, strict=True
-            ):
+            for ours, theirs in zip(network(features, coords, batch_size), expected, strict=True):
                 torch.testing.assert_close(ours, theirs)
 
 

@@ -4,7 +4,8 @@
 //   out[n] = sum over taps t with table[n][t] >= 0 of rows[table[n][t]] @ weight[t]
 //
 // Each cell adds its taps in order whatever the number of threads, so results are the same to the
-// bit; instruction sets may differ in the last bits, as those without fused multiply-add round more.
+// bit; instruction sets may differ in the last bits, as those without fused multiply-add round
+// more.
 #pragma once
 
 #include "../common.h"
@@ -24,8 +25,9 @@ struct ConvWeight {
 };
 
 // rows (table.rows, in) and out (table.cells, out) are float32 or bfloat16, with float32 sums; then
-// out * scale + bias and max(out, 0) where given. bfloat16 takes an even number of in channels and a
-// machine for which gather_conv_bfloat16() holds. Throws std::out_of_range for an entry beyond rows.
+// out * scale + bias and max(out, 0) where given. bfloat16 takes an even number of in channels and
+// a machine for which gather_conv_bfloat16() holds. Throws std::out_of_range for an entry beyond
+// rows.
 void gather_conv_cpu(DType dtype, const void* rows, const Table& table, const ConvWeight& weight,
                      const float* scale, const float* bias, bool relu, void* out, int threads);
 

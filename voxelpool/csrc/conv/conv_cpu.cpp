@@ -39,9 +39,7 @@ struct Isa {
   static constexpr int lanes = 4;
   static VP_INLINE Vector load(const float* from) { return {{from[0], from[1], from[2], from[3]}}; }
   static VP_INLINE void store(float* to, Vector value) { std::memcpy(to, value.lane, 16); }
-  static VP_INLINE Vector broadcast(const float* from) {
-    return {{*from, *from, *from, *from}};
-  }
+  static VP_INLINE Vector broadcast(const float* from) { return {{*from, *from, *from, *from}}; }
   static VP_INLINE Vector multiply_add(Vector a, Vector b, Vector sum) {
     for (int l = 0; l < 4; ++l) sum.lane[l] += a.lane[l] * b.lane[l];
     return sum;
@@ -121,8 +119,8 @@ const Kernels& kernels_for(DType dtype) {
 class Buffer {
  public:
   explicit Buffer(int64_t size)
-      : data_(static_cast<float*>(::operator new(std::max<int64_t>(size, 1) * sizeof(float),
-                                                 std::align_val_t{64}))) {}
+      : data_(static_cast<float*>(
+            ::operator new(std::max<int64_t>(size, 1) * sizeof(float), std::align_val_t{64}))) {}
   float* data() const { return data_.get(); }
 
  private:
@@ -183,8 +181,8 @@ void pack(bool half, const ConvWeight& weight, int64_t taps, int64_t units, cons
 
 [[noreturn]] void fail_entry(const Table& table, int64_t cell, int64_t tap) {
   throw std::out_of_range("table[" + std::to_string(cell) + ", " + std::to_string(tap) + "] is " +
-                          std::to_string(table.entries[cell * table.taps + tap]) + ", expected -1 to " +
-                          std::to_string(table.rows - 1) + ", the rows");
+                          std::to_string(table.entries[cell * table.taps + tap]) +
+                          ", expected -1 to " + std::to_string(table.rows - 1) + ", the rows");
 }
 
 // The row of a cell and tap, or -1.

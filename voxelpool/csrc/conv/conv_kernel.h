@@ -50,9 +50,8 @@ VP_TARGET void multiply(int64_t count, const float* const* rows, float* const* s
 
 // sums[c] (width) += sum over pairs p of rows[p][c] * grads[p][0..width), for `channels` rows c.
 template <int vectors, int channels>
-VP_TARGET VP_INLINE void accumulate_channels(int64_t pairs, const float* const* rows,
-                                             int64_t first, const float* const* grads,
-                                             float* sums) {
+VP_TARGET VP_INLINE void accumulate_channels(int64_t pairs, const float* const* rows, int64_t first,
+                                             const float* const* grads, float* sums) {
   constexpr int width = vectors * Isa::lanes;
   typename Isa::Vector sum[channels][vectors];
   for (int c = 0; c < channels; ++c) {
