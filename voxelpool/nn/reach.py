@@ -150,12 +150,9 @@ class Reach:
 
     def counts(self) -> Tensor:
         """(rows,) float32: how many cells of the map each row stands for."""
-        counts = torch.ones(self.rows, device=self.index.device)
-        if self.shared:
-            first = self.rows - self.shared
-            kinds = self.index[~self.reached].long() - first
-            counts[first:] = torch.bincount(kinds, minlength=self.shared).to(counts.dtype)
-        return counts
+        if not self.shared:
+            return torch.ones(self.rows, device=self.index.device)
+        return torch.bincount(self.index.flatten(), minlength=self.rows).float()
 
     def expand(self, rows: Tensor) -> Tensor:
         """The dense map (B, D, H, W, C) of rows (rows, C)."""

@@ -269,6 +269,14 @@ void gather_conv_weight_cpu(const float* rows, const Table& table, const float* 
   const Blocks blocks(out_channels, kernels.lanes);
   const int64_t width = blocks.width;
   const auto accumulate = kernels.accumulate[blocks.vectors - 1];
+  std::vector<int32_t> by_tap(table.cells * table.taps);  // the table, tap after tap
+  parallel_for(table.cells, 4096, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      for (int64_t t = 0; t < table.taps; ++t) {
+        by_tap[t * table.cells + n] = static_cast<int32_t>(entry(table, n, t));
+      }
+    }
+  });
   run_tasks(blocks.count * table.taps, threads, [&](int64_t task) {
     const int64_t t = task / blocks.count, channel = task % blocks.count * width;
     const int64_t valid = std::min<int64_t>(width, out_channels - channel);
@@ -281,7 +289,7 @@ void gather_conv_weight_cpu(const float* rows, const Table& table, const float* 
       pairs = 0;
     };
     for (int64_t n = 0; n < table.cells; ++n) {
-      const int64_t row = entry(table, n, t);
+      const int64_t row = by_tap[t * table.cells + n];
       if (row < 0) continue;
       from[pairs] = rows + row * in_channels;
       grads[pairs] = grad + n * out_channels + channel;
@@ -306,22 +314,29 @@ void gather_conv_inverse_cpu(const Table& table, int64_t shared, const float* gr
   const int64_t taps = table.taps, first = table.rows - shared;
   std::fill_n(inverse, table.rows * taps, -1);
   std::fill_n(sums, shared * taps * channels, 0.0f);
-  run_tasks(taps, threads, [&](int64_t t) {
+  // A few taps at a time, so that the table is read a few times alone; who adds to a sum is one
+  // task, in the order of the cells.
+  const int64_t group = (taps + 3) / 4;
+  run_tasks((taps + group - 1) / group, threads, [&](int64_t task) {
+    const int64_t begin = task * group, end = std::min(taps, begin + group);
     for (int64_t n = 0; n < table.cells; ++n) {
-      const int64_t row = entry(table, n, t);
-      if (row < 0) continue;
-      int32_t& at = inverse[row * taps + t];
-      if (row < first) {
-        if (at >= 0) {
-          throw std::invalid_argument("table: row " + std::to_string(row) +
-                                      " is read twice with tap " + std::to_string(t) +
-                                      ", but is not among the shared rows");
+      for (int64_t t = begin; t < end; ++t) {
+        const int64_t row = entry(table, n, t);
+        if (row < 0) continue;
+        int32_t& at = inverse[row * taps + t];
+        if (row < first) {
+          if (at >= 0) {
+            throw std::invalid_argument("table: row " + std::to_string(row) +
+                                        " is read twice with tap " + std::to_string(t) +
+                                        ", but is not among the shared rows");
+          }
+          at = static_cast<int32_t>(n);
+        } else {
+          const int64_t sum = (row - first) * taps + t;
+          at = static_cast<int32_t>(table.cells + sum);
+          float* to = sums + sum * channels;
+          for (int64_t c = 0; c < channels; ++c) to[c] += grad[n * channels + c];
         }
-        at = static_cast<int32_t>(n);
-      } else {
-        const int64_t sum = (row - first) * taps + t;
-        at = static_cast<int32_t>(table.cells + sum);
-        for (int64_t c = 0; c < channels; ++c) sums[sum * channels + c] += grad[n * channels + c];
       }
     }
   });
