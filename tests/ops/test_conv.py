@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voxelpool.ops import gather_conv, gather_conv_affine
+from voxelpool.ops import conv_table, gather_conv, gather_conv_affine
 
 OPS = torch.ops.voxelpool
 
@@ -196,3 +196,44 @@ def test_more_arguments_that_do_not_fit():
         gather_conv(rows, table, weight, shared=4)
     with pytest.raises(ValueError, match=r"bias must have shape \(2,\), got \(3,\)"):
         gather_conv_affine(rows, table, weight, torch.ones(2), torch.ones(3), relu=False)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    batch_size=st.integers(1, 2),
+    shape=st.tuples(*[st.integers(1, 5)] * 3),
+    kernel=st.tuples(*[st.integers(1, 3)] * 3),
+    stride=st.tuples(*[st.integers(1, 3)] * 3),
+    padding=st.tuples(*[st.integers(1, 4)] * 3),
+    seed=st.integers(0, 99),
+)
+def test_table_reads_what_a_dense_convolution_reads(
+    batch_size, shape, kernel, stride, padding, seed
+):
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randint(-1, 50, (batch_size, *shape), generator=generator).int()
+    unfolded = torch.nn.functional.pad(
+        index, [p for p in reversed(padding) for _ in range(2)], value=-1
+    )
+    for axis in range(3):
+        unfolded = unfolded.unfold(axis + 1, kernel[axis], stride[axis])
+    out = unfolded.shape[1:4]
+    expected = unfolded.reshape(batch_size * out[0] * out[1] * out[2], -1)
+    cells = torch.randperm(len(expected), generator=generator)[: len(expected) // 2 + 1]
+    table = conv_table(index, cells, out, kernel, stride, padding)
+    assert table.dtype == torch.int32 and torch.equal(table, expected[cells])
+
+
+def test_table_op(device):
+    index = torch.arange(24, dtype=torch.int32, device=device).view(1, 2, 3, 4)
+    cells = torch.arange(0, 24, 5, device=device)
+    geometry = ((2, 3, 4), (3, 3, 3), (1, 1, 1), (1, 1, 1))
+    torch.library.opcheck(OPS.conv_table.default, (index, cells, *geometry))
+    assert conv_table(index, cells[:0], *geometry).shape == (0, 27)
+    with pytest.raises(TypeError, match="index must be int32 and cells int64"):
+        conv_table(index.long(), cells, *geometry)
+    with pytest.raises(ValueError, match=r"\(B, D, H, W\)"):
+        conv_table(index[0], cells, *geometry)
+    if device.type == "cpu":
+        with pytest.raises(IndexError, match=r"cells\[4\] is 24, expected 0 to 23"):
+            conv_table(index, cells + 4, *geometry)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from voxelpool.nn import reach
 from voxelpool.nn.reach import Reach, Triple
-from voxelpool.ops import gather_conv
+from voxelpool.ops import conv_table, gather_conv
 
 
 def scatter_to_dense(features: Tensor, coords: Tensor, batch_size: int, shape: Triple) -> Tensor:
@@ -86,7 +86,7 @@ class VoxelConv3d(nn.Conv3d):
         shape, layer = self.out_shape, _geometry(self)
         voxels = Reach.of_voxels(coords, batch_size, self.in_shape)
         cells = reach.spread(voxels.reached, *layer).flatten().nonzero().squeeze(1)
-        table = reach.conv_table(voxels.index, cells, shape, *layer)
+        table = conv_table(voxels.index, cells, shape, *layer)
         weight = reach.conv_taps(self.weight)
         rows = gather_conv(features.to(weight.dtype), table, weight)
         dense = rows.new_zeros(batch_size * math.prod(shape), self.out_channels)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from voxelpool.ops import gather_conv, gather_conv_affine
+from voxelpool.ops import conv_table, gather_conv, gather_conv_affine
 
 Triple = tuple[int, int, int]
 Norm = nn.BatchNorm2d | nn.BatchNorm3d
@@ -183,34 +183,6 @@ def _every(step: int, axis: int) -> tuple[slice, ...]:
     return (slice(None),) * (axis + 1) + (slice(None, None, step),)
 
 
-def conv_table(
-    index: Tensor, cells: Tensor, shape: Triple, kernel: Triple, stride: Triple, padding: Triple
-) -> Tensor:
-    """The row that each tap of each output cell reads.
-
-    Args:
-        index: (B, D, H, W) int32, the row of each cell of the input.
-        cells: (N,) int64, places in the output (B, D', H', W').
-        shape: (D', H', W').
-        kernel: of the convolution; its taps are in raster order.
-        stride: of the convolution.
-        padding: of the convolution.
-
-    Returns:
-        (N, T) int32, -1 in the padding.
-    """
-    if any(padding):
-        index = F.pad(index, [p for p in reversed(padding) for _ in range(2)], value=-1)
-    _, depth, height, width = index.shape
-    x, rest = cells % shape[2], cells // shape[2]
-    y, rest = rest % shape[1], rest // shape[1]
-    z, batch = rest % shape[0], rest // shape[0]
-    corner = ((batch * depth + z * stride[0]) * height + y * stride[1]) * width + x * stride[2]
-    kz, ky, kx = (torch.arange(k, device=cells.device) for k in kernel)
-    taps = ((kz[:, None, None] * height + ky[:, None]) * width + kx).flatten()
-    return index.reshape(-1)[corner[:, None] + taps]
-
-
 def _margin(
     margin: tuple[int, int], size: int, out: int, kernel: int, stride: int, padding: int
 ) -> tuple[int, int]:
@@ -265,12 +237,12 @@ def conv_norm_relu(
     return norm_relu(out, after.counts() if norm.training else None, norm), after
 
 
-def pointwise_norm_relu(rows: Tensor, counts: Tensor, weight: Tensor, norm: Norm) -> Tensor:
+def pointwise_norm_relu(rows: Tensor, reach: Reach, weight: Tensor, norm: Norm) -> Tensor:
     """As `conv_norm_relu`, where every cell becomes a group of cells of its own.
 
     Args:
         rows: (R, C).
-        counts: (R,), how many cells each row stands for.
+        reach: the map.
         weight: (C, G * O) for groups of G.
         norm: over O channels.
 
@@ -284,7 +256,8 @@ def pointwise_norm_relu(rows: Tensor, counts: Tensor, weight: Tensor, norm: Norm
         out = gather_conv_affine(rows, table, weight[None], scale, bias, relu=True)
         return out.view(-1, norm.num_features)
     out = pointwise(rows, weight).view(-1, norm.num_features)
-    return norm_relu(out, counts.repeat_interleave(group) if norm.training else None, norm)
+    counts = reach.counts().repeat_interleave(group) if norm.training else None
+    return norm_relu(out, counts, norm)
 
 
 def pointwise(rows: Tensor, weight: Tensor) -> Tensor:

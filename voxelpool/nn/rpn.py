@@ -198,7 +198,7 @@ def _read_upsampled(rows: Tensor, reached: Reach, upsample: nn.Sequential, head:
         )
     else:  # every cell makes a square of its own
         weight = conv.weight.permute(0, 2, 3, 1).flatten(1)
-        rows = reach.pointwise_norm_relu(rows, reached.counts(), weight, norm)
+        rows = reach.pointwise_norm_relu(rows, reached, weight, norm)
     values = reach.pointwise(rows.float() if rows.dtype == torch.bfloat16 else rows, head.T)
     dense = reached.expand(values.view(reached.rows, -1))[:, 0]
     batch_size, height, width, _ = dense.shape

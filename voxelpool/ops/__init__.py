@@ -1,13 +1,14 @@
 """Voxelization, pooling and box geometry on CPU and CUDA, deterministic and compilable."""
 
 from voxelpool.ops.boxes import boxes_iou_3d, boxes_iou_bev, nms_rotated, points_in_boxes
-from voxelpool.ops.conv import gather_conv, gather_conv_affine
+from voxelpool.ops.conv import conv_table, gather_conv, gather_conv_affine
 from voxelpool.ops.pool import segment_max, segment_mean, segment_min, segment_sum
 from voxelpool.ops.voxelize import voxelize
 
 __all__ = [
     "boxes_iou_3d",
     "boxes_iou_bev",
+    "conv_table",
     "gather_conv",
     "gather_conv_affine",
     "nms_rotated",

@@ -8,6 +8,8 @@ compiled kernels; the rest runs the PyTorch reference.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +18,44 @@ from torch import Tensor
 from voxelpool.ops import _check, _native
 from voxelpool.ops._library import register
 from voxelpool.ops.reference import conv as reference
+
+
+def conv_table(
+    index: Tensor,
+    cells: Tensor,
+    shape: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+) -> Tensor:
+    """The table of a 3D convolution of a map whose cells are rows of a list.
+
+    Args:
+        index: (B, D, H, W) int32, the row of each cell of the input; -1: none.
+        cells: (N,) int64, places in the output (B, D', H', W') in raster order.
+        shape: (D', H', W').
+        kernel: (z, y, x); the taps are in raster order.
+        stride: (z, y, x).
+        padding: (z, y, x).
+
+    Returns:
+        (N, T) int32 as `gather_conv` reads it, with -1 in the padding.
+
+    Raises:
+        TypeError: not a tensor, or another dtype.
+        ValueError: shapes or devices that do not fit.
+    """
+    _check.tensor("index", index)
+    _check.tensor("cells", cells)
+    _check.same_device("index", index, "cells", cells)
+    if index.dtype != torch.int32 or cells.dtype != torch.int64:
+        raise TypeError(f"index must be int32 and cells int64, got {index.dtype} and {cells.dtype}")
+    if index.dim() != 4 or cells.dim() != 1:
+        raise ValueError(
+            "index must have shape (B, D, H, W) and cells (N,), got "
+            f"{tuple(index.shape)} and {tuple(cells.shape)}"
+        )
+    return torch.ops.voxelpool.conv_table(index, cells, shape, kernel, stride, padding)
 
 
 def gather_conv(rows: Tensor, table: Tensor, weight: Tensor, *, shared: int = 0) -> Tensor:
@@ -134,6 +174,25 @@ def _convolve(
     return out
 
 
+def _native_table(index: Tensor, cells: Tensor, *geometry: Sequence[int]) -> Tensor:
+    if index.device.type != "cpu":
+        return reference.conv_table(index, cells, *geometry)
+    index, cells = index.contiguous(), cells.contiguous()
+    table = _fake_table(index, cells, *geometry)
+    _native.call(
+        "conv_table",
+        index.device,
+        index,
+        index.shape[0],
+        cells,
+        len(cells),
+        tuple(index.shape[1:]),
+        *(tuple(part) for part in geometry),
+        table,
+    )
+    return table
+
+
 def _native_conv(rows: Tensor, table: Tensor, weight: Tensor, shared: int) -> Tensor:
     if not _runs_native(rows):
         return reference.gather_conv(rows, table, weight, shared)
@@ -194,6 +253,17 @@ def _native_weight(rows: Tensor, table: Tensor, grad: Tensor) -> Tensor:
 # --- registration --------------------------------------------------------------------------------
 
 
+def _fake_table(
+    index: Tensor,
+    cells: Tensor,
+    shape: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+) -> Tensor:
+    return index.new_empty((cells.shape[0], math.prod(kernel)))
+
+
 def _fake_conv(rows: Tensor, table: Tensor, weight: Tensor, shared: int) -> Tensor:
     return rows.new_empty((table.shape[0], weight.shape[2]))
 
@@ -232,6 +302,13 @@ def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor 
     return to_rows, None, to_weight, None
 
 
+register(
+    "conv_table(Tensor index, Tensor cells, SymInt[] shape, SymInt[] kernel, SymInt[] stride,"
+    " SymInt[] padding) -> Tensor",
+    native=_native_table,
+    reference=reference.conv_table,
+    fake=_fake_table,
+)
 register(
     "gather_conv_rows(Tensor grad, Tensor table, Tensor weight, SymInt num_rows, SymInt shared)"
     " -> Tensor",

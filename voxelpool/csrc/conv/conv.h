@@ -47,4 +47,15 @@ void gather_conv_weight_cpu(const float* rows, const Table& table, const float* 
 void gather_conv_inverse_cpu(const Table& table, int64_t shared, const float* grad,
                              int64_t channels, int32_t* inverse, float* sums, int threads);
 
+// A convolution's geometry, each (z, y, x).
+struct ConvShape {
+  int64_t in[3], out[3], kernel[3], stride[3], padding[3];
+};
+
+// The table of a convolution: index (batch, in) holds the row of each cell of the input, cells the
+// places (batch, out) of `count` output cells, whatever lies in the padding is -1. Throws
+// std::out_of_range for a place beyond batch frames.
+void conv_table_cpu(const int32_t* index, int64_t batch, const int64_t* cells, int64_t count,
+                    const ConvShape& shape, int32_t* table, int threads);
+
 }  // namespace voxelpool

@@ -1,4 +1,7 @@
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
+
+#include <array>
 
 #include "conv.h"
 
@@ -51,6 +54,24 @@ void bind_conv(nb::module_& m) {
          int64_t channels, Pointer inverse, Pointer sums, int threads) {
         gather_conv_inverse_cpu(make_table(table, cells, taps, num_rows), shared, at<float>(grad),
                                 channels, at<int32_t>(inverse), at<float>(sums), threads);
+      },
+      Release());
+  using Triple = std::array<int64_t, 3>;
+  m.def(
+      "conv_table_cpu",
+      [](Pointer index, int64_t batch, Pointer cells, int64_t count, const Triple& in,
+         const Triple& out, const Triple& kernel, const Triple& stride, const Triple& padding,
+         Pointer table, int threads) {
+        ConvShape shape;
+        for (int axis = 0; axis < 3; ++axis) {
+          shape.in[axis] = in[axis];
+          shape.out[axis] = out[axis];
+          shape.kernel[axis] = kernel[axis];
+          shape.stride[axis] = stride[axis];
+          shape.padding[axis] = padding[axis];
+        }
+        conv_table_cpu(at<int32_t>(index), batch, at<int64_t>(cells), count, shape,
+                       at<int32_t>(table), threads);
       },
       Release());
 }

@@ -342,4 +342,36 @@ void gather_conv_inverse_cpu(const Table& table, int64_t shared, const float* gr
   });
 }
 
+void conv_table_cpu(const int32_t* index, int64_t batch, const int64_t* cells, int64_t count,
+                    const ConvShape& shape, int32_t* table, int threads) {
+  const int64_t *in = shape.in, *out = shape.out, *kernel = shape.kernel;
+  const int64_t taps = kernel[0] * kernel[1] * kernel[2];
+  const int64_t places = batch * out[0] * out[1] * out[2];
+  parallel_for(count, 4096, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      int64_t place = cells[n];
+      if (place < 0 || place >= places) {
+        throw std::out_of_range("cells[" + std::to_string(n) + "] is " + std::to_string(place) +
+                                ", expected 0 to " + std::to_string(places - 1));
+      }
+      int64_t corner[3];
+      for (int axis = 2; axis >= 0; --axis) {
+        corner[axis] = place % out[axis] * shape.stride[axis] - shape.padding[axis];
+        place /= out[axis];
+      }
+      const int32_t* frame = index + place * in[0] * in[1] * in[2];
+      int32_t* to = table + n * taps;
+      for (int64_t z = corner[0]; z < corner[0] + kernel[0]; ++z) {
+        for (int64_t y = corner[1]; y < corner[1] + kernel[1]; ++y) {
+          const bool inside = z >= 0 && z < in[0] && y >= 0 && y < in[1];
+          const int32_t* row = inside ? frame + (z * in[1] + y) * in[2] : nullptr;
+          for (int64_t x = corner[2]; x < corner[2] + kernel[2]; ++x) {
+            *to++ = inside && x >= 0 && x < in[2] ? row[x] : -1;
+          }
+        }
+      }
+    }
+  });
+}
+
 }  // namespace voxelpool

@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 _HALF = (torch.float16, torch.bfloat16)
+
+
+def conv_table(
+    index: Tensor,
+    cells: Tensor,
+    shape: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+) -> Tensor:
+    """As the op ``voxelpool::conv_table``."""
+    index = F.pad(index, [p for p in reversed(padding) for _ in range(2)], value=-1)
+    _, depth, height, width = index.shape
+    x, rest = cells % shape[2], cells // shape[2]
+    y, rest = rest % shape[1], rest // shape[1]
+    z, batch = rest % shape[0], rest // shape[0]
+    corner = ((batch * depth + z * stride[0]) * height + y * stride[1]) * width + x * stride[2]
+    kz, ky, kx = (torch.arange(k, device=cells.device) for k in kernel)
+    taps = ((kz[:, None, None] * height + ky[:, None]) * width + kx).flatten()
+    return index.flatten()[corner[:, None] + taps]
 
 
 def gather_conv(rows: Tensor, table: Tensor, weight: Tensor, shared: int) -> Tensor:
