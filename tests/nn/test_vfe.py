@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 from torch import nn
 
 from voxelpool.nn import VFE, PackedBatchNorm, VFELayer, point_features
+from voxelpool.nn import vfe as vfe_module
 from voxelpool.ops import voxelize
-from voxelpool.structures import VoxelGrid
+from voxelpool.structures import VoxelGrid, Voxels
 
 GRID = VoxelGrid(range=(0.0, -4.0, -3.0, 8.0, 4.0, 1.0), voxel_size=(0.5, 0.5, 1.0))
 T = 7
@@ -194,3 +196,197 @@ def test_wrong_shapes_are_named(device):
         VFE().to(device)(torch.zeros(3, 7, device=device), voxels)
     with pytest.raises(ValueError, match="even, got 5"):
         VFELayer(7, 5)
+
+
+# --- the stack as one op -------------------------------------------------------------------------
+
+
+def learned(vfe):
+    """A VFE whose norms have statistics, weights and biases of all signs, in evaluation."""
+    for module in vfe.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return vfe.eval()
+
+
+def layer_by_layer(vfe, points, voxels, center_offsets=False):
+    """The plain path, in float64."""
+    plain = copy.deepcopy(vfe).double()
+    plain.fused = False
+    return plain(point_features(points.double(), voxels, center_offsets=center_offsets), voxels)
+
+
+@pytest.fixture
+def ops_called(monkeypatch):
+    """Names of the encoding ops that the VFE called."""
+    called = []
+    for name in ("encode_points", "encode_voxels"):
+        run = getattr(vfe_module, name)
+
+        def counted(*args, name=name, run=run, **kwargs):
+            called.append(name)
+            return run(*args, **kwargs)
+
+        monkeypatch.setattr(vfe_module, name, counted)
+    return called
+
+
+@pytest.mark.parametrize("center_offsets", [False, True])
+@pytest.mark.parametrize("channels", [(32, 128), (8, 6, 10), (12,), ()])
+@torch.no_grad()
+def test_fused_equals_layer_by_layer(device, channels, center_offsets, ops_called):
+    torch.manual_seed(2)
+    points, voxels = make_voxels(device)
+    vfe = learned(VFE(10 if center_offsets else 7, channels, 20).to(device))
+    expected = layer_by_layer(vfe, points, voxels, center_offsets)
+    code = point_features(points, voxels, center_offsets=center_offsets)
+    from_code = vfe(code, voxels)
+    from_points = vfe.encode(points, voxels, center_offsets=center_offsets)
+    assert ops_called == ["encode_voxels", "encode_points"]
+    scale = expected.abs().max().item()
+    for out in (from_code, from_points):
+        assert out.dtype == torch.float32
+        torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5 * scale)
+    vfe.fused = False
+    plain = vfe.encode(points, voxels, center_offsets=center_offsets)
+    assert len(ops_called) == 2
+    torch.testing.assert_close(plain.double(), expected, rtol=1e-5, atol=1e-5 * scale)
+
+
+@torch.no_grad()
+def test_fused_equals_padded_and_masked(device):
+    torch.manual_seed(3)
+    points, voxels = make_voxels(device)
+    vfe = learned(VFE().to(device))
+    padded, mask = voxels.pad(points, T)
+    mean = padded[:, :, :3].sum(1) / mask.sum(1, keepdim=True)
+    code = torch.cat([padded, padded[:, :, :3] - mean[:, None]], dim=2) * mask[..., None]
+    torch.testing.assert_close(
+        vfe.encode(points, voxels), NaiveVFE(vfe)(code, mask), rtol=1e-5, atol=1e-4
+    )
+
+
+def test_fused_follows_training_and_loading(device, ops_called):
+    """Nothing is kept from one call to the next."""
+    torch.manual_seed(4)
+    points, voxels = make_voxels(device)
+    vfe = VFE(7, (8, 16), 8).to(device)
+    optimizer = torch.optim.SGD(vfe.parameters(), lr=0.5)
+    before = {key: value.clone() for key, value in vfe.state_dict().items()}
+    with torch.no_grad():
+        first = vfe.eval().encode(points, voxels)
+    vfe.train().encode(points, voxels).square().mean().backward()
+    optimizer.step()
+    assert len(ops_called) == 1  # training takes the layers one by one
+    with torch.no_grad():
+        second = vfe.eval().encode(points, voxels)
+        expected = layer_by_layer(vfe, points, voxels).float()
+        torch.testing.assert_close(second, expected, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(first, second)
+        vfe.load_state_dict(before)
+        assert torch.equal(vfe.encode(points, voxels), first)
+
+
+def test_a_gradient_takes_the_layers_one_by_one(device, ops_called):
+    points, voxels = make_voxels(device)
+    vfe = learned(VFE(7, (8,), 8).to(device))
+    vfe.encode(points, voxels).sum().backward()
+    assert all(parameter.grad is not None for parameter in vfe.parameters())
+    vfe.requires_grad_(False)
+    assert not ops_called
+    vfe.encode(points, voxels)
+    assert ops_called == ["encode_points"]
+    points.requires_grad_()
+    vfe.encode(points, voxels).sum().backward()
+    assert points.grad is not None and len(ops_called) == 1
+
+
+@torch.no_grad()
+def test_what_cannot_be_fused_takes_the_layers_one_by_one(device, ops_called):
+    points, voxels = make_voxels(device)
+    vfe = learned(VFE(7, (8,), 8).to(device))
+    doubled = copy.deepcopy(vfe).double()
+    assert doubled.encode(points.double(), voxels).dtype == torch.float64
+    half_trained = copy.deepcopy(vfe)
+    half_trained.points.norm.train()
+    half_trained.encode(points, voxels)
+    assert not ops_called
+    with pytest.raises(ValueError, match=r"features must be \(\d+, 7\), got \(\d+, 8\)"):
+        vfe.encode(torch.cat([points, points[:, 3:]], dim=1), voxels)
+    with pytest.raises(ValueError, match=r"\(N, >=3\)"):
+        vfe.encode(points[:, :2], voxels)
+
+
+@torch.no_grad()
+def test_half_types_are_computed_in_float32(device, ops_called):
+    torch.manual_seed(5)
+    points, voxels = make_voxels(device)
+    vfe = learned(VFE(7, (8, 16), 8).to(device))
+    expected = vfe.encode(points, voxels)
+    with torch.autocast(device.type, torch.bfloat16):
+        assert torch.equal(vfe.encode(points, voxels), expected)
+        assert torch.equal(vfe(point_features(points, voxels), voxels), expected)
+    for dtype in (torch.bfloat16, torch.float16):
+        half = copy.deepcopy(vfe).to(dtype)
+        out = half(point_features(points, voxels).to(dtype), voxels)
+        assert out.dtype == dtype
+        rounding = 20 * torch.finfo(dtype).eps * expected.abs().max().item()
+        torch.testing.assert_close(out.float(), expected, rtol=0, atol=rounding)
+    assert len(ops_called) == 5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("center_offsets", [False, True])
+def test_fused_compiles_in_one_graph_and_exports(device, center_offsets):
+    torch.manual_seed(6)
+    vfe = learned(VFE(10 if center_offsets else 7, (8, 16), 8).to(device))
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.vfe = vfe
+
+        def forward(self, points, coords, offsets, point_index):
+            voxels = Voxels(coords, offsets, point_index, GRID, 2)
+            return self.vfe.encode(points, voxels, center_offsets=center_offsets)
+
+    def inputs(seed, count):
+        points, voxels = make_voxels(device, points=count, seed=seed)
+        return points, voxels.coords, voxels.offsets, voxels.point_index
+
+    model = Encoder().eval()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    points, voxels, kept = (torch.export.Dim(name) for name in ("points", "voxels", "kept"))
+    exported = torch.export.export(
+        model,
+        inputs(0, 200),
+        dynamic_shapes=({0: points}, {0: voxels}, {0: voxels + 1}, {0: kept}),
+    )
+    assert "voxelpool.encode_points" in exported.graph_module.code
+    for seed, count in ((0, 200), (1, 300)):
+        arguments = inputs(seed, count)
+        expected = model(*arguments)
+        torch.testing.assert_close(compiled(*arguments), expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(exported.module()(*arguments), expected, rtol=1e-6, atol=1e-6)
+
+
+@torch.no_grad()
+def test_fused_encodes_no_voxels(device, ops_called):
+    vfe = learned(VFE(7, (8,), 8).to(device))
+    assert vfe.encode(torch.zeros(0, 4, device=device), no_voxels(device)).shape == (0, 8)
+    assert ops_called == ["encode_points"]
+
+
+@torch.no_grad()
+def test_nan_goes_where_the_layers_let_it(device):
+    points, voxels = make_voxels(device)
+    vfe = learned(VFE(7, (8, 16), 8).to(device))
+    points[voxels.point_index[voxels.offsets[4]], 3] = torch.nan
+    fused = vfe.encode(points, voxels)
+    vfe.fused = False
+    assert torch.equal(fused.isnan(), vfe.encode(points, voxels).isnan())
+    assert fused.isnan().any(dim=1).nonzero().flatten().tolist() == [4]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voxelpool.ops import segment_max, voxelize
+from voxelpool.ops import segment_max, voxelize, voxelize_static
 from voxelpool.ops.reference import voxelize as reference
-from voxelpool.structures import VoxelGrid, Voxels
+from voxelpool.structures import StaticVoxels, VoxelGrid, Voxels
 
 GRID = VoxelGrid(range=(0.0, -40.0, -3.0, 70.4, 40.0, 1.0), voxel_size=(0.2, 0.2, 0.4))
 COARSE = VoxelGrid(range=(-2.0, 0.0, -1.0, 2.0, 3.0, 1.0), voxel_size=(0.5, 0.5, 1.0))
@@ -91,6 +93,10 @@ def as_lists(voxels: Voxels):
 
 def raw(voxels: Voxels):
     return voxels.coords, voxels.offsets, voxels.point_index
+
+
+def raw_static(voxels: StaticVoxels):
+    return voxels.coords, voxels.offsets, voxels.point_index, voxels.num_voxels
 
 
 def run_reference(points, grid, batch=None, batch_size=1, max_points=-1, max_voxels=-1, seed=0):
@@ -333,14 +339,18 @@ def test_interleaved_frames_keep_their_samples(device):
 
 @pytest.mark.parametrize("grid", [GRID, VAST], ids=["grid", "vast"])
 def test_threads_do_not_change_a_bit(grid):
-    points = random_cloud(60_000, grid, seed=9)
+    points = random_cloud(500_000, grid, seed=9)  # enough for seven threads
     batch = torch.randint(0, 3, (len(points),), generator=torch.Generator().manual_seed(0))
     before = torch.get_num_threads()
     results = []
     try:
         for threads in (1, 2, 7):
             torch.set_num_threads(threads)
-            results.append(raw(voxelize(points, grid, batch=batch, max_points=3, max_voxels=900)))
+            options = dict(batch=batch, batch_size=3, max_points=3, max_voxels=900)
+            results.append(
+                raw(voxelize(points, grid, **options))
+                + raw_static(voxelize_static(points, grid, **options))
+            )
     finally:
         torch.set_num_threads(before)
     assert_identical(results[0], results[1])
@@ -359,6 +369,168 @@ def test_layout_of_the_input_does_not_matter(device):
     assert_identical(raw(voxelize(wide, COARSE, batch=batch)), expected)
 
 
+@pytest.mark.parametrize("columns", [3, 4, 5, 7])
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 33, 100])
+def test_blocks_of_points_and_their_rests(rows, columns, device):
+    wide = random_cloud(rows + 1, COARSE, rows, columns=columns + 2)
+    batch = torch.randint(0, 3, (rows + 3,), generator=torch.Generator().manual_seed(0))
+    options = dict(max_points=2, seed=1)
+    for points, frames in (
+        (wide[1:, :columns], batch[3:]),
+        (wide[:1, :columns].expand(rows, columns), batch[:1].expand(rows)),
+        (wide.flatten()[1 : 1 + rows * columns].view(rows, columns), batch[1:-2]),
+    ):
+        voxels = voxelize(
+            points.to(device), COARSE, batch=frames.to(device), batch_size=3, **options
+        )
+        assert as_lists(voxels) == loop_voxelize(points, COARSE, frames, **options)
+
+
+@pytest.mark.parametrize("max_points", [1, 63, 4999])
+def test_a_crowd_in_one_voxel(max_points, device):
+    points = one_voxel_cloud(5000)
+    points[::7] = math.nan
+    voxels = voxelize(points.to(device), GRID, max_points=max_points, seed=3)
+    assert as_lists(voxels) == loop_voxelize(points, GRID, max_points=max_points, seed=3)
+
+
+def test_frames_in_any_order_and_far_apart(device):
+    # More frames than points, and not in order.
+    points = one_voxel_cloud(300)
+    batch = torch.randint(0, 5, (300,), generator=torch.Generator().manual_seed(2)) * 1000
+    options = dict(max_points=7, max_voxels=1, seed=5)
+    voxels = voxelize(points.to(device), GRID, batch=batch.to(device), batch_size=5000, **options)
+    assert as_lists(voxels) == loop_voxelize(points, GRID, batch, **options)
+
+
+MEMORY_SCRIPT = """
+import resource
+import torch
+from voxelpool.ops import voxelize
+from voxelpool.structures import VoxelGrid
+
+points = torch.rand(20_000, 3) * 100
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+voxelize(points, VoxelGrid((0, 0, 0, 100, 100, 100), (1.0, 1.0, 1.0)), max_points=5)
+before = peak()
+for step in (0.25, 0.01):  # 2^26 and 10^12 cells
+    voxelize(points, VoxelGrid((0, 0, 0, 100, 100, 100), (step,) * 3), max_points=5, max_voxels=99)
+print(peak() - before)
+"""
+
+
+def test_memory_does_not_grow_with_the_cells():
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY_SCRIPT], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 32 * 1024  # KiB; a bit a cell of the second grid were 120 GiB
+
+
+# --- static sizes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize("rows", [0, 1, 7, 1000])
+@pytest.mark.parametrize("limits", [(None, 1), (2, 40), (3, 2000)])
+@pytest.mark.parametrize("frames", [None, 3])
+def test_static_form_holds_the_same_voxels(frames, limits, rows, grid, device):
+    points = random_cloud(rows, grid, seed=rows).to(device)
+    batch = None
+    if frames is not None:
+        batch = torch.randint(0, frames, (rows,), generator=torch.Generator().manual_seed(1))
+        batch = batch.to(device)
+    options = dict(batch=batch, batch_size=frames or 1)
+    options |= dict(max_points=limits[0], max_voxels=limits[1], seed=7)
+    expected = voxelize(points, grid, **options)
+    actual = voxelize_static(points, grid, **options)
+    assert_identical(raw(actual.trim()), raw(expected))
+    capacity = (frames or 1) * limits[1]
+    assert actual.capacity == capacity
+    assert actual.coords.shape == (capacity, 4)
+    assert actual.offsets.shape == (capacity + 1,)
+    assert actual.point_index.shape == (rows,)
+    assert actual.num_voxels.shape == ()
+    assert (actual.coords[expected.num_voxels :] == -1).all()
+    assert (actual.offsets[expected.num_voxels :] == expected.num_points).all()
+    assert (actual.point_index[expected.num_points :] == 0).all()
+    rows_of_points = actual.voxel_of_point()
+    assert torch.equal(rows_of_points[: expected.num_points], expected.voxel_of_point())
+    assert (rows_of_points[expected.num_points :] == capacity).all()
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    rows=st.integers(0, 60),
+    cloud=st.integers(0, 10**6),
+    frames=st.integers(1, 4),
+    max_points=st.none() | st.integers(1, 5),
+    max_voxels=st.integers(1, 12),
+    seed=st.integers(-(2**63), 2**63 - 1),
+)
+def test_any_cloud_in_static_form(rows, cloud, frames, max_points, max_voxels, seed):
+    points = random_cloud(rows, COARSE, cloud)
+    batch = torch.randint(-1, frames + 1, (rows,), generator=torch.Generator().manual_seed(cloud))
+    options = dict(max_points=max_points, max_voxels=max_voxels, seed=seed)
+    voxels = voxelize_static(points, COARSE, batch=batch, batch_size=frames, **options)
+    valid = ((batch >= 0) & (batch < frames)).nonzero().flatten()
+    coords, offsets, index = loop_voxelize(points[valid], COARSE, batch[valid], **options)
+    trimmed = voxels.trim()
+    assert (trimmed.coords.tolist(), trimmed.offsets.tolist()) == (coords, offsets)
+    assert trimmed.point_index.tolist() == valid[index].tolist()
+    limit = -1 if max_points is None else max_points
+    slow = reference.voxelize_static(
+        points,
+        batch,
+        frames,
+        COARSE.range,
+        COARSE.voxel_size,
+        COARSE.shape,
+        limit,
+        max_voxels,
+        seed,
+    )
+    assert_identical(raw_static(voxels), slow)
+
+
+def test_a_buffer_need_not_be_full(device):
+    points = random_cloud(300, COARSE, 4).to(device)
+    options = dict(max_points=2, max_voxels=20, seed=9)
+    expected = voxelize(points, COARSE, **options)
+    buffer = torch.full((400, 4), math.nan, device=device)
+    buffer[:300] = points
+    assert_identical(raw(voxelize_static(buffer, COARSE, **options).trim()), raw(expected))
+    batch = torch.full((400,), -1, device=device)
+    batch[:300] = 0
+    buffer[300:] = 0.1
+    masked = voxelize_static(buffer, COARSE, batch=batch, **options)
+    assert_identical(raw(masked.trim()), raw(expected))
+
+
+@pytest.mark.parametrize(
+    "device", [pytest.param(torch.device("cuda"), marks=pytest.mark.cuda, id="cuda")]
+)
+def test_static_form_in_a_cuda_graph(device):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    clouds = [random_cloud(500, COARSE, s).to(device) for s in range(3)]
+    batch = torch.arange(500, device=device) % 2
+    options = dict(batch=batch, batch_size=2, max_points=2, max_voxels=15, seed=1)
+    buffer = clouds[0].clone()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        voxelize_static(buffer, COARSE, **options)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = voxelize_static(buffer, COARSE, **options)
+    for cloud in clouds:
+        buffer.copy_(cloud)
+        graph.replay()
+        assert_identical(raw(captured.trim()), raw(voxelize(cloud, COARSE, **options)))
+
+
 # --- torch.library -------------------------------------------------------------------------------
 
 
@@ -369,6 +541,16 @@ def test_opcheck(device):
         torch.library.opcheck(
             torch.ops.voxelpool.voxelize.default,
             (points, frames, 1, COARSE.range, COARSE.voxel_size, COARSE.shape, 3, 7, 0),
+        )
+
+
+def test_opcheck_of_the_static_form(device):
+    points = random_cloud(50, COARSE, 0).to(device)
+    batch = torch.zeros(50, dtype=torch.int64, device=device)
+    for frames in (None, batch):
+        torch.library.opcheck(
+            torch.ops.voxelpool.voxelize_static.default,
+            (points, frames, 2, COARSE.range, COARSE.voxel_size, COARSE.shape, 3, 7, 0),
         )
 
 
@@ -386,6 +568,23 @@ def test_compiles_without_a_graph_break(device):
         batch = torch.arange(rows, device=device) % 2
         for actual, expected in zip(compiled(points, batch), pooled(points, batch), strict=True):
             assert torch.equal(actual, expected)
+
+
+def test_static_form_compiles_to_static_shapes(device):
+    def pool(points):
+        voxels = voxelize_static(points, COARSE, max_points=3, max_voxels=30, seed=4)
+        most = segment_max(points[voxels.point_index], voxels.closed_offsets())[0][:-1]
+        return voxels.coords, voxels.num_voxels, most
+
+    torch._dynamo.reset()
+    compiled = torch.compile(pool, fullgraph=True, backend="aot_eager", dynamic=False)
+    for seed in (1, 2):
+        points = random_cloud(70, COARSE, seed).nan_to_num(-9.0, -9.0, -9.0).to(device)
+        for actual, expected in zip(compiled(points), pool(points), strict=True):
+            assert torch.equal(actual, expected)
+        dynamic = voxelize(points, COARSE, max_points=3, max_voxels=30, seed=4)
+        most = segment_max(points[dynamic.point_index], dynamic.offsets)[0]
+        assert torch.equal(pool(points)[2][: dynamic.num_voxels], most)
 
 
 def test_exports():
@@ -449,6 +648,12 @@ def test_wrong_arguments_are_named():
         voxelize(points, GRID, batch=torch.zeros(4, dtype=torch.int64, device="meta"))
     with pytest.raises(ValueError, match=r"are too many to number"):
         voxelize(points, VAST, batch_size=1 << 30)
+    with pytest.raises(ValueError, match=r"max_voxels must be at least 1.*got 0"):
+        voxelize_static(points, GRID, max_voxels=0)
+    with pytest.raises(TypeError, match=r"max_voxels must be a number, got None"):
+        voxelize_static(points, GRID, max_voxels=None)
+    with pytest.raises(ValueError, match=r"max_voxels \* batch_size.*got 8589934592"):
+        voxelize_static(points, GRID, max_voxels=1 << 32, batch_size=2)
 
 
 @pytest.mark.parametrize("value", [-1, 2, 1 << 40])

@@ -3,6 +3,9 @@
 The paper pads every voxel to T points. Here the points of all voxels lie in one (M, C) tensor,
 grouped by voxel and addressed by CSR offsets, so that no padding exists which a linear layer would
 have to work through, or which could enter a batch statistic or a maximum.
+
+At inference the whole stack is one op, see `voxelpool.ops.encode_points`: BatchNorm goes into the
+weights, and what a layer makes of a voxel's maximum is computed once a voxel.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from voxelpool.ops import segment_max, segment_mean
+from voxelpool.ops import encode_points, encode_voxels, segment_max, segment_mean
 from voxelpool.structures import Voxels
 
 
@@ -42,11 +45,16 @@ def point_features(points: Tensor, voxels: Voxels, *, center_offsets: bool = Fal
     offset = packed[:, :3] - mean.index_select(0, voxels.voxel_of_point())
     columns = [packed, offset]
     if center_offsets:
-        size = packed.new_tensor(voxels.grid.voxel_size)
-        low = packed.new_tensor(voxels.grid.range[:3])
-        centers = (voxels.coords[:, [3, 2, 1]].to(packed) + 0.5) * size + low
+        centers = _voxel_centers(packed, voxels)
         columns.append(packed[:, :3] - centers.index_select(0, voxels.voxel_of_point()))
     return torch.cat(columns, dim=1)
+
+
+def _voxel_centers(points: Tensor, voxels: Voxels) -> Tensor:
+    """(K, 3): x, y, z of the middle of each voxel, in the dtype of the points."""
+    size = points.new_tensor(voxels.grid.voxel_size)
+    low = points.new_tensor(voxels.grid.range[:3])
+    return (voxels.coords[:, [3, 2, 1]].to(points) + 0.5) * size + low
 
 
 class PackedBatchNorm(nn.BatchNorm1d):
@@ -91,6 +99,17 @@ class PointLayer(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(M, in_channels) -> (M, out_channels)."""
         return F.relu(self.norm(self.linear(features)))
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight (out, in) and bias (out,), float32, of what the layer is in evaluation.
+
+        relu(linear(x, weight, bias)) is the layer's output, up to rounding, where BatchNorm takes
+        its running statistics.
+        """
+        norm = self.norm
+        scale = norm.weight.float() * torch.rsqrt(norm.running_var.float() + norm.eps)
+        bias = torch.addcmul(norm.bias.float(), norm.running_mean.float(), scale, value=-1)
+        return self.linear.weight.float() * scale.unsqueeze(1), bias
 
 
 class VFELayer(nn.Module):
@@ -142,6 +161,16 @@ class VFE(nn.Module):
 
     The paper's network is the default: VFE-1(7, 32), VFE-2(32, 128), FCN(128, 128), maximum.
 
+    In evaluation, where no gradient is asked for (under ``torch.no_grad()``, say), the stack runs
+    as one op, in float32 and with BatchNorm folded into the weights anew at each call; `encode`
+    makes the points' code in it too. The result is that of the layers one by one up to rounding,
+    in the dtype of the weights. Half types and autocast change nothing but that dtype: the op is
+    faster than the layers in bfloat16, and more precise. In float64 the layers run one by one; so
+    they do where ``fused`` is False, which hooks on them need.
+
+    Attributes:
+        fused: whether that op may be used; True at first.
+
     Args:
         in_channels: columns of the point code; see `point_features`.
         channels: output columns of each VFE layer, all even; may be empty.
@@ -162,6 +191,7 @@ class VFE(nn.Module):
         super().__init__()
         self.in_channels = in_channels
         self.out_channels = out_channels
+        self.fused = True
         widths = [in_channels, *channels]
         self.layers = nn.ModuleList(
             VFELayer(a, b, norm_eps=norm_eps, norm_momentum=norm_momentum)
@@ -206,8 +236,58 @@ class VFE(nn.Module):
         expected = (voxels.point_index.shape[0], self.in_channels)
         if tuple(features.shape) != expected:
             raise ValueError(f"features must be {expected}, got {tuple(features.shape)}")
+        if self._fuses(features):
+            out = encode_voxels(features.float(), voxels.offsets, *self._folded())
+            return out.to(self.points.linear.weight.dtype)
         voxel_of_point = voxels.voxel_of_point()
         for layer in self.layers:
             features = layer(features, voxels.offsets, voxel_of_point)
         pooled, _ = segment_max(self.points(features), voxels.offsets)
         return pooled
+
+    def encode(self, points: Tensor, voxels: Voxels, *, center_offsets: bool = False) -> Tensor:
+        """Encode the voxels from points: ``self(point_features(points, voxels, …), voxels)``.
+
+        Args:
+            points: (N, 3 + E) float, x, y, z in metres and E further columns.
+            voxels: voxels made from these points.
+            center_offsets: see `point_features`.
+
+        Returns:
+            (K, out_channels), one row per row of ``voxels.coords``.
+
+        Raises:
+            ValueError: if ``points`` has too few columns, or other than ``in_channels`` expects.
+        """
+        code_columns = (points.shape[1] if points.ndim == 2 else 0) + 3 + 3 * center_offsets
+        fits = code_columns == self.in_channels and points.dtype == torch.float32
+        if not (fits and self._fuses(points)):
+            return self(point_features(points, voxels, center_offsets=center_offsets), voxels)
+        weights, biases = self._folded()
+        centers = _voxel_centers(points, voxels) if center_offsets else None
+        out = encode_points(
+            points, voxels.point_index, voxels.offsets, weights, biases, centers=centers
+        )
+        return out.to(self.points.linear.weight.dtype)
+
+    def _point_layers(self) -> list[PointLayer]:
+        return [*(layer.points for layer in self.layers), self.points]
+
+    def _folded(self) -> tuple[list[Tensor], list[Tensor]]:
+        weights, biases = zip(*(layer.folded() for layer in self._point_layers()), strict=True)
+        return list(weights), list(biases)
+
+    def _fuses(self, first: Tensor) -> bool:
+        """Whether the stack runs as one op on ``first``, the features or points."""
+        if not self.fused or first.dtype == torch.float64:
+            return False
+        if torch.is_grad_enabled() and any(
+            tensor.requires_grad for tensor in (first, *self.parameters())
+        ):
+            return False
+        return all(
+            not layer.norm.training
+            and layer.norm.running_mean is not None
+            and layer.linear.weight.dtype != torch.float64
+            for layer in self._point_layers()
+        )

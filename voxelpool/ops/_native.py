@@ -6,7 +6,7 @@ import functools
 import os
 import warnings
 from types import ModuleType
-from typing import TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,8 +31,6 @@ DTYPE_CODES = {
     torch.int32: 7,
     torch.int64: 8,
 }
-
-Argument: TypeAlias = "Tensor | float | tuple[float, ...] | None"
 
 
 def module() -> ModuleType | None:
@@ -83,7 +81,7 @@ def _cuda_usable(index: int) -> bool:
     return status == 0
 
 
-def call(name: str, device: torch.device, *arguments: Argument) -> None:
+def call(name: str, device: torch.device, *arguments: Any) -> None:
     """Runs the kernel ``name`` on ``device``.
 
     Tensors go over as addresses, None as 0: they must lie on ``device`` and be contiguous where the
@@ -99,29 +97,37 @@ def call(name: str, device: torch.device, *arguments: Argument) -> None:
         kernel(*_plain(arguments), torch.get_num_threads())
 
 
-class VoxelizePlan:
-    """The voxels of a cloud on the CPU, found but not yet written.
+def voxelize_input(points: Tensor, *arguments: Any) -> Any:
+    """The arguments of the voxelize ops as their kernels take them.
 
-    Arguments are those of the op ``voxelpool::voxelize``; ``points`` has rows of unit stride.
+    ``points`` has rows of unit stride; it and ``batch`` must live until the kernels are done.
     """
+    return module().VoxelizeInput(  # type: ignore[union-attr]
+        points.data_ptr(), points.shape[0], points.stride(0), *_plain(arguments)
+    )
 
-    def __init__(self, points: Tensor, *arguments: Argument) -> None:
-        self._plan = module().VoxelizeCpu(  # type: ignore[union-attr]
-            points.data_ptr(),
-            *points.shape[:1],
-            points.stride(0),
-            *_plain(arguments),
-            torch.get_num_threads(),
-        )
+
+def voxelize_workspace(given: Any, device: torch.device) -> Tensor:
+    """Memory for what voxelizing ``given``, from `voxelize_input`, needs on a CUDA device."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    size = module().voxelize_workspace_cuda(given, index)  # type: ignore[union-attr]
+    return torch.empty(size, dtype=torch.uint8, device=device)
+
+
+class VoxelizePlan:
+    """The voxels of a cloud on the CPU, found but not yet written; `given` as above."""
+
+    def __init__(self, given: Any) -> None:
+        self._plan = module().VoxelizeCpu(given, torch.get_num_threads())  # type: ignore[union-attr]
         self.num_voxels: int = self._plan.num_voxels
         self.num_points: int = self._plan.num_points
 
     def write(self, coords: Tensor, offsets: Tensor, point_index: Tensor) -> None:
-        """Fills (num_voxels, 4) int32, (num_voxels + 1,) and (num_points,) int64."""
+        """Fills the first num_voxels rows, num_voxels + 1 and num_points entries."""
         self._plan.write(*_plain((coords, offsets, point_index)), torch.get_num_threads())
 
 
-def _plain(arguments: tuple[Argument, ...]) -> list[float | tuple[float, ...]]:
+def _plain(arguments: tuple[Any, ...]) -> list[Any]:
     return [
         value.data_ptr() if isinstance(value, Tensor) else 0 if value is None else value
         for value in arguments

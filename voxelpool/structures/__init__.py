@@ -2,6 +2,6 @@
 
 from voxelpool.structures.boxes3d import Boxes3D, wrap_angle
 from voxelpool.structures.voxel_grid import VoxelGrid
-from voxelpool.structures.voxels import Voxels
+from voxelpool.structures.voxels import StaticVoxels, Voxels
 
-__all__ = ["Boxes3D", "VoxelGrid", "Voxels", "wrap_angle"]
+__all__ = ["Boxes3D", "StaticVoxels", "VoxelGrid", "Voxels", "wrap_angle"]

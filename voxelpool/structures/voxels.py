@@ -84,3 +84,54 @@ class Voxels:
             offsets=self.offsets.to(device),
             point_index=self.point_index.to(device),
         )
+
+
+@dataclass(frozen=True)
+class StaticVoxels:
+    """Voxels in tensors whose sizes do not depend on the points, for CUDA graphs and static shapes.
+
+    The voxels come first, as in :class:`Voxels`; what is left of each tensor is padding: voxels
+    without points, and points in no voxel. To pool features of all rows of ``point_index``, pass
+    :meth:`closed_offsets` and drop the last row of the result.
+
+    Attributes:
+        coords: (capacity, 4) int32, (batch, z, y, x) of each voxel, then -1.
+        offsets: (capacity + 1,) int64, then the number of points kept.
+        point_index: (N,) int64 for N input points, then 0.
+        num_voxels: () int64, on the device.
+        grid: the grid that coords refer to.
+        batch_size: number of sweeps, occupied or not.
+    """
+
+    coords: Tensor
+    offsets: Tensor
+    point_index: Tensor
+    num_voxels: Tensor
+    grid: VoxelGrid
+    batch_size: int = 1
+
+    @property
+    def capacity(self) -> int:
+        """Rows for voxels."""
+        return self.coords.shape[0]
+
+    def voxel_of_point(self) -> Tensor:
+        """The voxel of each packed point, (N,) int64; ``capacity`` for padding."""
+        rows = torch.arange(self.point_index.shape[0], device=self.coords.device)
+        return torch.searchsorted(self.offsets[1:], rows, right=True)
+
+    def closed_offsets(self) -> Tensor:
+        """(capacity + 2,) int64: ``offsets`` and a last group that takes the padding points."""
+        end = self.offsets.new_full((1,), self.point_index.shape[0])
+        return torch.cat([self.offsets, end])
+
+    def trim(self) -> Voxels:
+        """The voxels without padding; waits for a CUDA device."""
+        voxels = int(self.num_voxels)
+        return Voxels(
+            self.coords[:voxels],
+            self.offsets[: voxels + 1],
+            self.point_index[: int(self.offsets[-1])],
+            self.grid,
+            self.batch_size,
+        )

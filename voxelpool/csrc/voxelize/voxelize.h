@@ -73,11 +73,23 @@ struct VoxelizeInput {
   int64_t max_points;  // no limit where negative
   int64_t max_voxels;
   int64_t seed;
+  bool drop_bad_frames;  // whether points of a frame out of range are dropped, or an error
 };
 
+// The largest draw that stays of a group, and the position of the one that drew it: the lower
+// position goes first where two draws are equal (three never are, see random63).
+struct Limit {
+  int64_t draw;
+  int64_t position;
+};
+
+VP_HOST_DEVICE bool stays(const Limit& limit, int64_t draw, int64_t position) {
+  return draw < limit.draw || (draw == limit.draw && position <= limit.position);
+}
+
 // The voxels of a cloud, found at construction; write() puts them where the caller says, once he
-// has made room for num_voxels() and num_points(). Throws std::invalid_argument for a batch out of
-// range.
+// has made room for num_voxels() and num_points(). Throws std::invalid_argument for a frame out of
+// range that is not to be dropped.
 class VoxelizeCpu {
  public:
   VoxelizeCpu(const VoxelizeInput& input, int threads);
@@ -92,15 +104,27 @@ class VoxelizeCpu {
   std::unique_ptr<Plan> plan_;
 };
 
-// CUDA, each a map over n items on `stream` of `device`.
-// keys[i] is point i's cell number, or batch_size * cells_per_frame where it is dropped. first_bad
-// takes the lowest i whose batch is out of range, and stays as it is where there is none.
-void voxelize_keys_cuda(const VoxelizeInput& input, int64_t* keys, int64_t* first_bad, int device,
+// CUDA: everything on `stream` of `device`, nothing waits for it. 0 < n < 2^31. Points of a frame
+// out of range are always dropped; plan and write take the same input and workspace.
+
+// Bytes of workspace.
+int64_t voxelize_workspace_cuda(const VoxelizeInput& input, int device);
+// Finds the voxels. Then the workspace holds, as int64 from byte 8 n on: voxels * 2^32 + points,
+// and n - the first point whose frame is out of range, or 0.
+void voxelize_plan_cuda(const VoxelizeInput& input, void* workspace, int64_t bytes, int device,
                         void* stream);
-// out[i] = random63(stream of (seed, salt), index[i]).
-void voxelize_random_cuda(int64_t seed, uint64_t salt, const int64_t* index, int64_t n,
-                          int64_t* out, int device, void* stream);
-void voxelize_coords_cuda(const Grid& grid, const int64_t* keys, int64_t n, int32_t* coords,
-                          int device, void* stream);
+
+// Where the voxels go; what is beyond them is filled up, coords with -1, offsets with the number of
+// points and point_index with 0.
+struct VoxelizeOutput {
+  int32_t* coords;   // (capacity, 4)
+  int64_t* offsets;  // (capacity + 1,)
+  int64_t capacity;
+  int64_t* point_index;  // (index_capacity,)
+  int64_t index_capacity;
+  int64_t* num_voxels;  // or null
+};
+void voxelize_write_cuda(const VoxelizeInput& input, void* workspace, const VoxelizeOutput& output,
+                         int device, void* stream);
 
 }  // namespace voxelpool

@@ -34,19 +34,19 @@ Grid make_grid(const std::array<double, 6>& range, const std::array<double, 3>& 
 
 void bind_voxelize(nb::module_& m) {
   using Release = nb::call_guard<nb::gil_scoped_release>;
+  nb::class_<VoxelizeInput>(m, "VoxelizeInput")
+      .def("__init__",
+           [](VoxelizeInput* self, Pointer points, int64_t n, int64_t stride, Pointer batch,
+              int64_t batch_size, const std::array<double, 6>& range,
+              const std::array<double, 3>& size, const std::array<int64_t, 3>& cells,
+              int64_t max_points, int64_t max_voxels, int64_t seed, bool drop_bad_frames) {
+             new (self) VoxelizeInput{at<float>(points),  n,          stride,
+                                      at<int64_t>(batch), batch_size, make_grid(range, size, cells),
+                                      max_points,         max_voxels, seed,
+                                      drop_bad_frames};
+           });
   nb::class_<VoxelizeCpu>(m, "VoxelizeCpu")
-      .def(
-          "__init__",
-          [](VoxelizeCpu* self, Pointer points, int64_t n, int64_t stride, Pointer batch,
-             int64_t batch_size, const std::array<double, 6>& range,
-             const std::array<double, 3>& size, const std::array<int64_t, 3>& cells,
-             int64_t max_points, int64_t max_voxels, int64_t seed, int threads) {
-            new (self) VoxelizeCpu(
-                VoxelizeInput{at<float>(points), n, stride, at<int64_t>(batch), batch_size,
-                              make_grid(range, size, cells), max_points, max_voxels, seed},
-                threads);
-          },
-          Release())
+      .def(nb::init<const VoxelizeInput&, int>(), Release())
       .def_prop_ro("num_voxels", &VoxelizeCpu::num_voxels)
       .def_prop_ro("num_points", &VoxelizeCpu::num_points)
       .def(
@@ -58,32 +58,22 @@ void bind_voxelize(nb::module_& m) {
           },
           Release());
 #ifdef VOXELPOOL_WITH_CUDA
+  m.def("voxelize_workspace_cuda", &voxelize_workspace_cuda, Release());
   m.def(
-      "voxelize_keys_cuda",
-      [](Pointer points, int64_t n, int64_t stride, Pointer batch, int64_t batch_size,
-         const std::array<double, 6>& range, const std::array<double, 3>& size,
-         const std::array<int64_t, 3>& cells, Pointer keys, Pointer first_bad, int device,
-         Pointer stream) {
-        voxelize_keys_cuda(VoxelizeInput{at<float>(points), n, stride, at<int64_t>(batch),
-                                         batch_size, make_grid(range, size, cells), -1, -1, 0},
-                           at<int64_t>(keys), at<int64_t>(first_bad), device, at<void>(stream));
+      "voxelize_plan_cuda",
+      [](const VoxelizeInput& input, Pointer workspace, int64_t bytes, int device, Pointer stream) {
+        voxelize_plan_cuda(input, at<void>(workspace), bytes, device, at<void>(stream));
       },
       Release());
   m.def(
-      "voxelize_random_cuda",
-      [](int64_t seed, int64_t salt, Pointer index, int64_t n, Pointer out, int device,
-         Pointer stream) {
-        voxelize_random_cuda(seed, static_cast<uint64_t>(salt), at<int64_t>(index), n,
-                             at<int64_t>(out), device, at<void>(stream));
-      },
-      Release());
-  m.def(
-      "voxelize_coords_cuda",
-      [](const std::array<double, 6>& range, const std::array<double, 3>& size,
-         const std::array<int64_t, 3>& cells, Pointer keys, int64_t n, Pointer coords, int device,
-         Pointer stream) {
-        voxelize_coords_cuda(make_grid(range, size, cells), at<int64_t>(keys), n,
-                             at<int32_t>(coords), device, at<void>(stream));
+      "voxelize_write_cuda",
+      [](const VoxelizeInput& input, Pointer workspace, Pointer coords, Pointer offsets,
+         int64_t capacity, Pointer point_index, int64_t index_capacity, Pointer num_voxels,
+         int device, Pointer stream) {
+        const VoxelizeOutput output{
+            at<int32_t>(coords),      at<int64_t>(offsets), capacity,
+            at<int64_t>(point_index), index_capacity,       at<int64_t>(num_voxels)};
+        voxelize_write_cuda(input, at<void>(workspace), output, device, at<void>(stream));
       },
       Release());
 #endif

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,8 +10,6 @@ from torch import Tensor
 POINT_SALT = 0x706F696E74
 VOXEL_SALT = 0x766F78656C
 _MASK = (1 << 64) - 1
-
-RandomNumbers = Callable[[int, int, Tensor], Tensor]
 
 
 def _signed(value: int) -> int:
@@ -67,12 +65,18 @@ def point_keys(
     key = (z * height + y) * width + x
     if batch is not None:
         key = key + batch * per_frame
+        inside = inside & valid_frames(batch, batch_size)
     return torch.where(inside, key, batch_size * per_frame)
+
+
+def valid_frames(batch: Tensor, batch_size: int) -> Tensor:
+    """(N,) bool: which entries lie in [0, batch_size)."""
+    return (batch >= 0) & (batch < batch_size)
 
 
 def check_batch(batch: Tensor, batch_size: int) -> None:
     """Raises ValueError unless every entry lies in [0, batch_size)."""
-    bad = ((batch < 0) | (batch >= batch_size)).nonzero()
+    bad = (~valid_frames(batch, batch_size)).nonzero()
     if len(bad):
         raise_bad_batch(batch, batch_size, int(bad[0]))
 
@@ -92,7 +96,6 @@ def group_points(
     max_points: int,
     max_voxels: int,
     seed: int,
-    random: RandomNumbers = random63,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Groups points by key and draws samples.
 
@@ -104,14 +107,14 @@ def group_points(
     point_index = point_index[:inside]
     cells, counts = torch.unique_consecutive(sorted_keys[:inside], return_counts=True)
     if max_voxels >= 0:
-        numbers = random(seed, VOXEL_SALT, cells % per_frame)
+        numbers = random63(seed, VOXEL_SALT, cells % per_frame)
         kept = _smallest(cells // per_frame, numbers, max_voxels)
         point_index = point_index[torch.repeat_interleave(kept, counts)]
         cells, counts = cells[kept], counts[kept]
     if max_points >= 0:
         place = point_index if batch is None else place_in_frame(batch)[point_index]
         voxel = torch.repeat_interleave(torch.arange(len(cells), device=keys.device), counts)
-        kept = _smallest(voxel, random(seed, POINT_SALT, place), max_points)
+        kept = _smallest(voxel, random63(seed, POINT_SALT, place), max_points)
         point_index = point_index[kept]
         counts = counts.clamp(max=max_points)
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
@@ -170,3 +173,57 @@ def voxelize(
         keys, batch, batch_size, per_frame, max_points, max_voxels, seed
     )
     return coords_of_cells(cells, grid_shape), offsets, point_index
+
+
+def voxelize_static(
+    points: Tensor,
+    batch: Tensor | None,
+    batch_size: int,
+    bounds: Sequence[float],
+    voxel_size: Sequence[float],
+    grid_shape: Sequence[int],
+    max_points: int,
+    max_voxels: int,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Coords, offsets, point_index and num_voxels as ``voxelpool.ops.voxelize_static`` does.
+
+    Every shape follows from the arguments, and nothing waits for the device. ``max_points`` sets no
+    limit where negative; ``batch`` is int64.
+    """
+    n, capacity = points.shape[0], batch_size * max_voxels
+    per_frame = grid_shape[0] * grid_shape[1] * grid_shape[2]
+    keys = point_keys(points, batch, batch_size, bounds, voxel_size, grid_shape)
+    keys, point = torch.sort(keys, stable=True)
+    inside = keys < batch_size * per_frame
+    first = torch.ones_like(inside)
+    first[1:] = keys[1:] != keys[:-1]
+    cell = first.cumsum(0) - 1  # of each point; those outside share the last one
+
+    # Rows of cells: as many as points, those behind the last cell like points outside.
+    cells = torch.full_like(keys, batch_size * per_frame).scatter(0, cell, keys)
+    counts = torch.zeros_like(keys).scatter_add(0, cell, torch.ones_like(cell))
+    numbers = random63(seed, VOXEL_SALT, cells % per_frame)
+    kept = _smallest(cells // per_frame, numbers, max_voxels) & (cells < batch_size * per_frame)
+    if max_points >= 0:
+        counts = counts.clamp(max=max_points)
+    counts = torch.where(kept, counts, 0)
+
+    stays = inside & kept[cell]
+    if max_points >= 0:
+        place = point
+        if batch is not None:
+            frames = torch.where(valid_frames(batch, batch_size), batch, batch_size)
+            place = place_in_frame(frames)[point]
+        stays = stays & _smallest(cell, random63(seed, POINT_SALT, place), max_points)
+    point_index = _pack(point, stays, n, 0)
+    offsets = torch.cat([counts.new_zeros(1), _pack(counts, kept, capacity, 0).cumsum(0)])
+    packed = _pack(cells, kept, capacity, -1).unsqueeze(1)
+    coords = torch.where(packed >= 0, coords_of_cells(packed.squeeze(1), grid_shape), -1)
+    return coords, offsets, point_index, kept.sum()
+
+
+def _pack(values: Tensor, kept: Tensor, rows: int, padding: int) -> Tensor:
+    """(rows,): the values that are kept, at most as many, in order; then ``padding``."""
+    row = torch.where(kept, kept.cumsum(0) - 1, rows)
+    return values.new_full((rows + 1,), padding).scatter(0, row, values)[:rows]
