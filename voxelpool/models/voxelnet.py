@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from voxelpool.detection import (
     TargetAssigner,
     flatten_maps,
 )
-from voxelpool.nn import RPN, VFE, DenseMiddle, point_features
+from voxelpool.nn import RPN, VFE, DenseMiddle
 from voxelpool.ops import voxelize
 from voxelpool.structures import Voxels
 
@@ -131,11 +132,24 @@ class VoxelNet(nn.Module):
         )
 
     def predict(self, points: Tensor, voxels: Voxels) -> tuple[Tensor, Tensor]:
-        """Scores and residuals, as `forward`, from points that are grouped already."""
-        code = point_features(points, voxels, center_offsets=self.config.vfe.center_offsets)
-        features = self.vfe(code, voxels)
-        score_map, residual_map = self.rpn(self.middle(features, voxels.coords, voxels.batch_size))
-        return flatten_maps(score_map, residual_map)
+        """Scores and residuals, as `forward`, from points that are grouped already.
+
+        On the CPU the layers after the VFE compute only what voxels reach, exactly; setting
+        ``middle.use_reach`` to False turns this off. ``torch.autocast("cpu", torch.bfloat16)``
+        around the call is the fastest way there: those layers then take bfloat16 and add up in
+        float32, and the VFE stays in float32, since bfloat16 is too coarse for coordinates.
+        """
+        on_rows = self.middle.runs_on_rows(points)
+        with torch.autocast("cpu", enabled=False) if on_rows else nullcontext():
+            features = self.vfe.encode(
+                points, voxels, center_offsets=self.config.vfe.center_offsets
+            )
+        inputs = (features, voxels.coords, voxels.batch_size)
+        if on_rows:
+            maps = self.rpn.forward_rows(*self.middle.forward_rows(*inputs))
+        else:
+            maps = self.rpn(self.middle(*inputs))
+        return flatten_maps(*maps)
 
     def loss(
         self,
