@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from voxelpool.detection import (
 from voxelpool.nn import RPN, VFE, DenseMiddle
 from voxelpool.ops import voxelize
 from voxelpool.structures import Voxels
+
+#: What the convolutions compute in when detecting; of the names that `train.precision` has.
+Precision: TypeAlias = Literal["32", "bf16"]
 
 
 class VoxelNet(nn.Module):
@@ -175,15 +179,24 @@ class VoxelNet(nn.Module):
 
     @torch.no_grad()
     def detect(
-        self, points: Tensor, batch: Tensor | None = None, batch_size: int = 1, *, seed: int = 0
+        self,
+        points: Tensor,
+        batch: Tensor | None = None,
+        batch_size: int = 1,
+        *,
+        seed: int = 0,
+        precision: Precision = "32",
     ) -> list[Detections]:
         """Finds objects; arguments as `forward`, one result a sweep.
 
         A sweep gives the same boxes alone and in any batch, up to rounding in the convolutions;
-        one without a point in the grid has none.
+        one without a point in the grid has none. With ``precision="bf16"`` the convolutions take
+        bfloat16: faster, and boxes differ by a centimetre or so.
         """
         voxels = self.voxelize(points, batch, batch_size, seed=seed)
-        scores, residuals = self.predict(points, voxels)
+        half = torch.autocast(points.device.type, torch.bfloat16)
+        with half if precision == "bf16" else nullcontext():
+            scores, residuals = self.predict(points, voxels)
         occupied = voxels.coords[:, 0].long().bincount(minlength=batch_size) > 0
         scores = scores.masked_fill(~occupied[:, None], -torch.inf)
         return self.postprocess(scores, residuals, self.anchors, self.anchor_classes)
