@@ -27,7 +27,7 @@ from voxelpool.datasets.kitti import (
 from voxelpool.errors import ConfigError, DataError
 from voxelpool.evaluation import DIFFICULTIES, MIN_IOU, KittiResult, evaluate, table_rows
 from voxelpool.files import atomic_write, refuse_existing
-from voxelpool.models import load_detector
+from voxelpool.models import Precision, load_detector
 from voxelpool.training import detect_frames
 
 CLASSES = ["Car", "Pedestrian", "Cyclist"]
@@ -73,6 +73,10 @@ def main(
     device: Annotated[str, typer.Option(help="where to detect: cpu, cuda, cuda:1")] = "cuda"
     if torch.cuda.is_available()
     else "cpu",
+    precision: Annotated[
+        Precision,
+        typer.Option(help="32, or bf16: faster, boxes differ by about 1 cm"),
+    ] = "32",
 ) -> None:
     """Computes average precision (2D, bird's-eye view, 3D) and orientation similarity (AOS).
 
@@ -90,7 +94,7 @@ def main(
             raise ConfigError("CONFIG goes with --checkpoint, and its labels are those of its data")
         settings = load_config(config, overrides or [])
         classes = classes or list(settings.classes)
-        truth, found = detect_split(settings, checkpoint, split, results, device)
+        truth, found = detect_split(settings, checkpoint, split, results, device, precision)
     else:
         if checkpoint is not None or labels is None or results is None:
             raise ConfigError("give --labels and --results, or CONFIG and --checkpoint")
@@ -100,7 +104,12 @@ def main(
 
 
 def detect_split(
-    config: Config, checkpoint: Path, split: Path | None, out: Path | None, device: str
+    config: Config,
+    checkpoint: Path,
+    split: Path | None,
+    out: Path | None,
+    device: str,
+    precision: Precision = "32",
 ) -> tuple[list[KittiObjects], list[KittiObjects]]:
     """Detects in every frame of a split; writes the results to ``out`` if there is one."""
     if out is not None:
@@ -116,7 +125,9 @@ def detect_split(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     truth, found = [], []
-    detected = detect_frames(detector, frames, num_workers=config.data.num_workers)
+    detected = detect_frames(
+        detector, frames, num_workers=config.data.num_workers, precision=precision
+    )
     for frame, objects in _cli.progress(detected, "detecting", total=len(frames)):
         assert frame.objects is not None, "frames are read with their labels"
         truth.append(frame.objects)

@@ -9,6 +9,7 @@
 
 namespace nb = nanobind;
 
+void bind_conv(nb::module_& m);
 void bind_encode(nb::module_& m);
 void bind_pool(nb::module_& m);
 void bind_voxelize(nb::module_& m);
@@ -26,6 +27,7 @@ NB_MODULE(_C, m) {
   m.attr("cuda_version") = nb::none();
   m.attr("cuda_architectures") = "";
 #endif
+  bind_conv(m);
   bind_encode(m);
   bind_pool(m);
   bind_voxelize(m);

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Triple = tuple[int, int, int]
+from voxelpool.nn import reach
+from voxelpool.nn.reach import Reach, Triple
+from voxelpool.ops import conv_table, gather_conv
 
 
 def scatter_to_dense(features: Tensor, coords: Tensor, batch_size: int, shape: Triple) -> Tensor:
@@ -30,10 +32,8 @@ def scatter_to_dense(features: Tensor, coords: Tensor, batch_size: int, shape: T
     """
     _check_voxels(features, coords)
     depth, height, width = shape
-    batch, z, y, x = coords.long().unbind(1)
-    cell = ((batch * depth + z) * height + y) * width + x
     dense = features.new_zeros(batch_size * depth * height * width, features.shape[1])
-    dense[cell] = features
+    dense[reach.flat_cells(coords, shape)] = features
     return dense.view(batch_size, depth, height, width, -1).permute(0, 4, 1, 2, 3)
 
 
@@ -44,8 +44,7 @@ class VoxelConv3d(nn.Conv3d):
     but multiplies the occupied cells alone. In a KITTI sweep these are 0.4% of the grid, and the
     dense input (721 MB for the paper's car grid) is never made.
 
-    For each of the kernel's taps the voxels reach distinct output cells, so every addition has
-    one writer and the result does not depend on the order of threads.
+    The taps of an output cell are added in their order, so the result does not depend on threads.
 
     Args:
         in_channels: columns of the voxel features.
@@ -68,7 +67,7 @@ class VoxelConv3d(nn.Conv3d):
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=False)
         self.in_shape = in_shape
-        self.out_shape = _conv_shape(in_shape, kernel_size, stride, padding)
+        self.out_shape = reach.conv_shape(in_shape, kernel_size, stride, padding)
 
     def forward(  # type: ignore[override]
         self, features: Tensor, coords: Tensor, batch_size: int
@@ -84,35 +83,15 @@ class VoxelConv3d(nn.Conv3d):
             (B, out_channels, D', H', W'), stored with the channels innermost.
         """
         _check_voxels(features, coords)
-        positions = coords.long()
-        targets, inside = [], []
-        for axis in range(3):
-            taps = torch.arange(self.kernel_size[axis], device=coords.device)
-            shifted = positions[:, axis + 1] + int(self.padding[axis]) - taps[:, None]
-            stride, size = self.stride[axis], self.out_shape[axis]
-            target = shifted.div(stride, rounding_mode="floor")
-            targets.append(target)
-            inside.append((target * stride == shifted) & (target >= 0) & (target < size))
-
-        depth, height, width = self.out_shape
-        weight = self.weight.permute(2, 3, 4, 1, 0)
-        dense = torch.zeros(
-            batch_size * depth * height * width,
-            self.out_channels,
-            dtype=self.weight.dtype,
-            device=features.device,
-        )
-        for kz in range(self.kernel_size[0]):
-            plane = (positions[:, 0] * depth + targets[0][kz]) * height
-            for ky in range(self.kernel_size[1]):
-                row = (plane + targets[1][ky]) * width
-                in_row = inside[0][kz] & inside[1][ky]
-                for kx in range(self.kernel_size[2]):
-                    reached = (in_row & inside[2][kx]).nonzero().squeeze(1)
-                    cell = (row + targets[2][kx]).index_select(0, reached)
-                    product = features.index_select(0, reached) @ weight[kz, ky, kx]
-                    dense.index_add_(0, cell, product.to(dense.dtype))
-        return dense.view(batch_size, depth, height, width, -1).permute(0, 4, 1, 2, 3)
+        shape, layer = self.out_shape, _geometry(self)
+        voxels = Reach.of_voxels(coords, batch_size, self.in_shape)
+        cells = reach.spread(voxels.reached, *layer).flatten().nonzero().squeeze(1)
+        table = conv_table(voxels.index, cells, shape, *layer)
+        weight = reach.conv_taps(self.weight)
+        rows = gather_conv(features.to(weight.dtype), table, weight)
+        dense = rows.new_zeros(batch_size * math.prod(shape), self.out_channels)
+        dense[cells] = rows
+        return dense.view(batch_size, *shape, -1).permute(0, 4, 1, 2, 3)
 
     def dense_forward(self, dense: Tensor) -> Tensor:
         """The same convolution of an already dense (B, in_channels, D, H, W) input."""
@@ -140,6 +119,7 @@ class DenseMiddle(nn.Module):
             same result with far more work, for exporters that know no sparse operation.
 
     Attributes:
+        use_reach: whether to compute only what voxels reach, where that pays; the same result.
         out_depth: depth after the layers, D'.
         out_channels: channels of the map, ``channels[-1] * D'``.
         out_size: (H', W') of the map.
@@ -171,13 +151,14 @@ class DenseMiddle(nn.Module):
         self.grid_shape = shape
         self.in_channels = in_channels
         self.dense_input = dense_input
+        self.use_reach = True
         self.convs = nn.ModuleList()
         self.norms = nn.ModuleList()
         width = in_channels
         for index, (out, stride, padding) in enumerate(
             zip(channels, strides, paddings, strict=True)
         ):
-            after = _conv_shape(shape, kernel, stride, padding)
+            after = reach.conv_shape(shape, kernel, stride, padding)
             if min(after) < 1:
                 raise ValueError(
                     f"middle layer {index + 1} has no output: a grid of {tuple(grid_shape)} "
@@ -208,10 +189,10 @@ class DenseMiddle(nn.Module):
         Raises:
             ValueError: if the shapes of features and coords do not fit.
         """
-        if features.ndim != 2 or features.shape[1] != self.in_channels:
-            raise ValueError(
-                f"features must be (K, {self.in_channels}), got {tuple(features.shape)}"
-            )
+        if self.runs_on_rows(features):
+            rows, reached = self.forward_rows(features, coords, batch_size)
+            return reached.expand(rows).permute(0, 4, 1, 2, 3).flatten(1, 2)
+        self._check_features(features, coords)
         first = self.convs[0]
         assert isinstance(first, VoxelConv3d)
         if self.dense_input:
@@ -223,12 +204,46 @@ class DenseMiddle(nn.Module):
             x = torch.relu_(norm(_convolve(conv, x)))
         return x.flatten(1, 2)
 
+    def runs_on_rows(self, features: Tensor) -> bool:
+        """Whether `forward_rows` is the better way to compute."""
+        return self.use_reach and not self.dense_input and reach.pays(features)
 
-def _conv_shape(shape: Triple, kernel: Triple, stride: Triple, padding: Triple) -> Triple:
-    d, h, w = (
-        (n + 2 * p - k) // s + 1 for n, k, s, p in zip(shape, kernel, stride, padding, strict=True)
+    def forward_rows(
+        self, features: Tensor, coords: Tensor, batch_size: int
+    ) -> tuple[Tensor, Reach]:
+        """Make the map as the list of its distinct cells; arguments as `forward`.
+
+        Returns:
+            rows (R, channels[-1]), and where in the map (B, D', H', W') each of them stands.
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        self._check_features(features, coords)
+        rows = features.to(reach.row_dtype(features))
+        reached = Reach.of_voxels(coords, batch_size, self.grid_shape)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            assert isinstance(conv, nn.Conv3d) and isinstance(norm, nn.BatchNorm3d)
+            weight = reach.conv_taps(conv.weight)
+            rows, reached = reach.conv_norm_relu(rows, reached, weight, *_geometry(conv), norm)
+        return rows, reached
+
+    def _check_features(self, features: Tensor, coords: Tensor) -> None:
+        if features.ndim != 2 or features.shape[1] != self.in_channels:
+            raise ValueError(
+                f"features must be (K, {self.in_channels}), got {tuple(features.shape)}"
+            )
+        _check_voxels(features, coords)
+
+
+def _geometry(conv: nn.Conv3d) -> tuple[Triple, Triple, Triple]:
+    """Kernel, stride and padding."""
+    assert not isinstance(conv.padding, str)
+    return (
+        reach.triple(conv.kernel_size),
+        reach.triple(conv.stride),
+        reach.triple(conv.padding),
     )
-    return d, h, w
 
 
 def _convolve(conv: nn.Module, x: Tensor) -> Tensor:

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from voxelpool.nn import reach
+from voxelpool.nn.reach import Reach
+
 BOX_PARAMETERS = 7
 
 
@@ -146,3 +149,58 @@ class RPN(nn.Module):
             maps.append(upsample(x))
         joined = torch.cat(maps, dim=1)
         return self.score_head(joined), self.residual_head(joined)
+
+    def forward_rows(self, rows: Tensor, reached: Reach) -> tuple[Tensor, Tensor]:
+        """As `forward`, for a map that is given as the list of its distinct cells.
+
+        Args:
+            rows: (R, in_channels / D), as `DenseMiddle.forward_rows` makes them.
+            reached: the map (B, D, H, W); its depth belongs to the channels: channel c at depth d
+                is channel ``c * D + d`` of the dense map.
+
+        Returns:
+            As `forward`, in float32 where the rows are of a half type.
+
+        Raises:
+            ValueError: if H or W is no multiple of the total stride.
+        """
+        _, depth, height, width = reached.index.shape
+        self.check_size(height, width)
+        weight = torch.cat([self.score_head.weight, self.residual_head.weight])[:, :, 0, 0]
+        head = list(weight.split([int(up[0].out_channels) for up in self.upsamples], dim=1))
+        total: Tensor | None = None
+        for block, upsample, part in zip(self.blocks, self.upsamples, head, strict=True):
+            for conv, norm in zip(block[::3], block[1::3], strict=True):
+                taps = reach.conv_taps(conv.weight.unflatten(1, (-1, depth)))
+                stride, padding = (1, *conv.stride), (0, *conv.padding)
+                kernel, depth = (depth, *conv.kernel_size), 1
+                rows, reached = reach.conv_norm_relu(
+                    rows, reached, taps, kernel, stride, padding, norm
+                )
+            cells = _read_upsampled(rows, reached, upsample, part)
+            total = cells if total is None else total + cells
+        assert total is not None
+        bias = torch.cat([self.score_head.bias, self.residual_head.bias])
+        maps = (total + bias).permute(0, 3, 1, 2)
+        return maps[:, : self.anchors_per_location], maps[:, self.anchors_per_location :]
+
+
+def _read_upsampled(rows: Tensor, reached: Reach, upsample: nn.Sequential, head: Tensor) -> Tensor:
+    """What a block adds to the heads' output (B, H, W, O): its rows upsampled, then ``head``."""
+    conv, norm = upsample[0], upsample[1]
+    assert isinstance(conv, nn.ConvTranspose2d) and isinstance(norm, nn.BatchNorm2d)
+    scale = int(conv.stride[0])
+    if scale == 1:  # a convolution with the kernel turned round
+        taps = reach.conv_taps(conv.weight.flip(2, 3).transpose(0, 1))
+        kernel = (1, *conv.kernel_size)
+        rows, reached = reach.conv_norm_relu(
+            rows, reached, taps, kernel, (1, 1, 1), (0, 1, 1), norm
+        )
+    else:  # every cell makes a square of its own
+        weight = conv.weight.permute(0, 2, 3, 1).flatten(1)
+        rows = reach.pointwise_norm_relu(rows, reached, weight, norm)
+    values = reach.pointwise(rows.float() if rows.dtype == torch.bfloat16 else rows, head.T)
+    dense = reached.expand(values.view(reached.rows, -1))[:, 0]
+    batch_size, height, width, _ = dense.shape
+    squares = dense.view(batch_size, height, width, scale, scale, -1).transpose(2, 3)
+    return squares.reshape(batch_size, height * scale, width * scale, -1)

@@ -11,6 +11,7 @@ from voxelpool.ops.composite import (
     scatter_softmax,
     scatter_std,
 )
+from voxelpool.ops.conv import conv_table, gather_conv, gather_conv_affine
 from voxelpool.ops.encode import encode_points, encode_voxels
 from voxelpool.ops.pool import segment_max, segment_mean, segment_min, segment_sum
 from voxelpool.ops.scatter import (
@@ -44,8 +45,11 @@ from voxelpool.ops.voxelize import voxelize, voxelize_static
 __all__ = [
     "boxes_iou_3d",
     "boxes_iou_bev",
+    "conv_table",
     "encode_points",
     "encode_voxels",
+    "gather_conv",
+    "gather_conv_affine",
     "gather_coo",
     "gather_csr",
     "nms_rotated",

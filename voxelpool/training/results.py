@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from voxelpool.datasets.kitti import Frame, KittiDataset, KittiObjects, results_from_boxes
 from voxelpool.detection import Detections
-from voxelpool.models import VoxelNet
+from voxelpool.models import Precision, VoxelNet
 from voxelpool.training.data import collate
 
 
@@ -31,7 +31,11 @@ def result_objects(found: Detections, frame: Frame, classes: Sequence[str]) -> K
 
 
 def detect_frames(
-    detector: VoxelNet, frames: KittiDataset, *, num_workers: int = 1
+    detector: VoxelNet,
+    frames: KittiDataset,
+    *,
+    num_workers: int = 1,
+    precision: Precision = "32",
 ) -> Iterator[tuple[Frame, KittiObjects]]:
     """Detects in one frame after the other.
 
@@ -39,6 +43,7 @@ def detect_frames(
         detector: in evaluation mode; its device is used.
         frames: a split.
         num_workers: processes that read ahead.
+        precision: see `VoxelNet.detect`.
 
     Yields:
         Each frame and what was found in it.
@@ -49,5 +54,5 @@ def detect_frames(
     )
     for batch in loader:
         batch = batch.to(detector.anchors.device)
-        (found,) = detector.detect(batch.points, batch.batch, batch.batch_size)
+        (found,) = detector.detect(batch.points, batch.batch, batch.batch_size, precision=precision)
         yield batch.frames[0], result_objects(found, batch.frames[0], classes)
