@@ -24,7 +24,7 @@ numba_segment_max = numba_scatter_max = None
 
 if numba is not None:
 
-    @numba.njit(parallel=True)
+    @numba.njit(parallel=True, cache=True)
     def numba_segment_max(src, offsets, out, arg):
         """Largest value and its row for each group: groups in parallel, each row read once."""
         rows, channels = src.shape
@@ -43,7 +43,7 @@ if numba is not None:
                         out[group, c] = src[row, c]
                         arg[group, c] = row
 
-    @numba.njit
+    @numba.njit(cache=True)
     def numba_scatter_max(src, index, out, arg):
         """The same for rows in any order, on one thread: groups are filled as rows come."""
         rows, channels = src.shape

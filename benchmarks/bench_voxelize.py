@@ -151,7 +151,7 @@ def fine_grid(setting: Setting) -> Iterator[Case]:
                 lambda: voxelize(here, CAR_GRID, max_points=MAX_POINTS),
             ),
         ],
-        facts=memory(points, FINE_GRID) if setting.device == "cpu" else {},
+        facts={} if setting.device != "cpu" or setting.quick else memory(points, FINE_GRID),
     )
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
+import math
+import operator
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-SCRIPTS = ("bench_pool", "bench_voxelize", "bench_boxes", "bench_vfe", "bench_voxelnet")
+FAMILIES = {"pool", "voxelize", "boxes", "vfe", "voxelnet"}
 
 
 @pytest.fixture
@@ -33,12 +37,15 @@ def run(script: str, *arguments: object) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_benchmark_runs(script: str, tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
-    run(script, "--quick", "--repeats", 1, "--threads", 1, "--json", path)
-    report = json.loads(path.read_text())
+@pytest.fixture(scope="module")
+def quick_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results file of all families in their tiny form, its curves beside it."""
+    path = tmp_path_factory.mktemp("benchmarks") / "results.json"
+    run("run_all", "--quick", "--repeats", 1, "--threads", 1, "--json", path)
+    return path
+
+
+def check_report(report: dict[str, Any]) -> None:
     assert report["bandwidth"]["copy_gb_per_s"] > 0
     assert {"date", "cpu", "cores", "threads", "versions"} <= set(report["environment"])
     assert report["environment"]["versions"]["torch"] == torch.__version__
@@ -58,12 +65,32 @@ def test_a_benchmark_runs(script: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_results_become_tables_and_curves(tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
-    run("run_all", "--quick", "--repeats", 1, "--families", "voxelize", "--json", path)
-    assert (tmp_path / "results-voxelize-points.png").stat().st_size > 1000
-    text = run("run_all", "--markdown", path)
+def test_every_benchmark_runs(quick_results: Path) -> None:
+    report = json.loads(quick_results.read_text())
+    check_report(report)
+    assert {result["family"] for result in report["results"]} == FAMILIES
+
+
+@pytest.mark.slow
+def test_results_become_tables_and_curves(quick_results: Path, load) -> None:
+    curve = quick_results.with_name("results-voxelize-points.png")
+    assert curve.stat().st_size > 1000
+    text = load("_tables").markdown(json.loads(quick_results.read_text()))
     assert "### voxelize" in text and "| numpy.unique (no sampling) |" in text
+
+
+@pytest.mark.slow
+def test_a_benchmark_runs_alone(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    run("bench_voxelize", "--quick", "--repeats", 1, "--threads", 1, "--json", path)
+    check_report(json.loads(path.read_text()))
+
+
+@pytest.mark.slow
+def test_peak_memory_is_what_the_work_takes(load) -> None:
+    megabytes = load("_measure").peak_memory(functools.partial, operator.mul, b"x", 50_000_000)
+    if not math.isnan(megabytes):
+        assert 45 < megabytes < 60
 
 
 def test_a_contender_with_another_result_is_not_timed(load) -> None:

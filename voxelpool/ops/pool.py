@@ -58,16 +58,12 @@ def segment_mean(src: Tensor, offsets: Tensor) -> Tensor:
 
 def checked(src: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Both, checked; ``offsets`` as int64."""
-    _check.tensor("src", src)
-    _check.tensor("offsets", offsets)
-    if src.dtype not in _native.DTYPE_CODES:
-        raise TypeError(f"src must be floating point or integer, got {src.dtype}")
+    _check.poolable(src, "offsets", offsets)
     if src.dim() != 2:
         raise ValueError(f"src must have shape (M, C), got {tuple(src.shape)}")
     _check.integer_vector("offsets", offsets)
     if offsets.shape[0] < 1:
         raise ValueError("offsets must have shape (K + 1,), got (0,): no groups are offsets [0]")
-    _check.same_device("src", src, "offsets", offsets)
     return src, offsets.long()
 
 
@@ -165,7 +161,7 @@ def _extreme_backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | N
     return torch.ops.voxelpool.segment_place(grad, arg, offsets, ctx.rows), None, None
 
 
-def save_arg(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def save_second(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     """Keeps the second input."""
     ctx.save_for_backward(inputs[1])
 
@@ -211,7 +207,7 @@ register(
     reference=reference.segment_place,
     fake=_fake_place,
     backward=_place_backward,
-    setup_context=save_arg,
+    setup_context=save_second,
 )
 register(
     "segment_spread(Tensor src, Tensor offsets, SymInt rows, bool mean) -> Tensor",

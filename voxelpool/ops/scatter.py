@@ -24,11 +24,10 @@ from torch import Tensor
 
 from voxelpool.ops import _check, _native
 from voxelpool.ops._library import register
-from voxelpool.ops.pool import gather_arg, reduce_extreme, reduce_fold
+from voxelpool.ops.pool import gather_arg, reduce_extreme, reduce_fold, save_second
 from voxelpool.ops.reference import pool as segment_reference
 from voxelpool.ops.reference import scatter as reference
 
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _MOVED_CHANNELS = 16  # with fewer channels a copy that puts `dim` first is cheaper than many groups
 
 
@@ -268,13 +267,7 @@ def make_layout(
     src: Tensor, index: Tensor, dim: int, out: Tensor | None = None, dim_size: int | None = None
 ) -> Layout:
     """The layout of arguments as :func:`scatter` takes them, which are checked."""
-    _check.tensor("src", src)
-    _check.tensor("index", index)
-    if src.dtype not in _native.DTYPE_CODES:
-        raise TypeError(f"src must be floating point or integer, got {src.dtype}")
-    if index.dtype not in _INTEGERS:
-        raise TypeError(f"index must hold integers, got {index.dtype}")
-    _check.same_device("src", src, "index", index)
+    _check.poolable(src, "index", index)
     dim = _dimension(src, dim)
     aligned = _align(index, src, dim).long()
     groups = _group_count(aligned, dim, out, dim_size)
@@ -468,11 +461,7 @@ def _fake_rows(src: Tensor, index: Tensor) -> Tensor:
     return src.new_empty((index.shape[0], src.shape[1]))
 
 
-def _save_index(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[1])
-
-
-def _save_extreme(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save_found(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)  # no zeros for the second output
     ctx.save_for_backward(output[1], inputs[1])
@@ -486,12 +475,6 @@ def _extreme_backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | N
 
 def _sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return torch.ops.voxelpool.scatter_spread(grad, *ctx.saved_tensors), None, None
-
-
-def _save_mean(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)  # no zeros for the second output
-    ctx.save_for_backward(output[1], inputs[1])
 
 
 def _mean_backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, None, None]:
@@ -530,10 +513,6 @@ def _spread_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     return torch.ops.voxelpool.scatter_sum(grad, ctx.saved_tensors[0], ctx.groups), None
 
 
-def _save_place(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[1])
-
-
 def _place_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return gather_arg(grad, *ctx.saved_tensors), None, None
 
@@ -564,7 +543,7 @@ register(
     reference=reference.scatter_place,
     fake=lambda src, arg, index: _fake_rows(src, index),
     backward=_place_backward,
-    setup_context=_save_place,
+    setup_context=save_second,
 )
 register(
     "scatter_max(Tensor src, Tensor index, SymInt groups) -> (Tensor, Tensor)",
@@ -572,7 +551,7 @@ register(
     reference=reference.scatter_max,
     fake=_fake_extreme,
     backward=_extreme_backward,
-    setup_context=_save_extreme,
+    setup_context=_save_found,
 )
 register(
     "scatter_min(Tensor src, Tensor index, SymInt groups) -> (Tensor, Tensor)",
@@ -580,7 +559,7 @@ register(
     reference=reference.scatter_min,
     fake=_fake_extreme,
     backward=_extreme_backward,
-    setup_context=_save_extreme,
+    setup_context=_save_found,
 )
 register(
     "scatter_sum(Tensor src, Tensor index, SymInt groups) -> Tensor",
@@ -588,7 +567,7 @@ register(
     reference=reference.scatter_sum,
     fake=_fake_reduce,
     backward=_sum_backward,
-    setup_context=_save_index,
+    setup_context=save_second,
 )
 register(
     "scatter_mean(Tensor src, Tensor index, SymInt groups) -> (Tensor, Tensor)",
@@ -596,7 +575,7 @@ register(
     reference=reference.scatter_mean,
     fake=_fake_mean,
     backward=_mean_backward,
-    setup_context=_save_mean,
+    setup_context=_save_found,
 )
 register(
     "scatter_mul(Tensor src, Tensor index, SymInt groups) -> Tensor",

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from voxelpool.ops import _check, _native
+from voxelpool.ops import _check
 from voxelpool.ops.scatter import (
     Layout,
     check_out,
@@ -24,9 +24,6 @@ from voxelpool.ops.scatter import (
     scatter_min,
     scatter_sum,
 )
-
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-
 
 # --- groups by offsets ---------------------------------------------------------------------------
 
@@ -145,13 +142,7 @@ def gather_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None) -> Tensor
 
 
 def _offsets(src: Tensor, indptr: Tensor, entries: str) -> tuple[int, Tensor]:
-    _check.tensor("src", src)
-    _check.tensor("indptr", indptr)
-    if src.dtype not in _native.DTYPE_CODES:
-        raise TypeError(f"src must be floating point or integer, got {src.dtype}")
-    if indptr.dtype not in _INTEGERS:
-        raise TypeError(f"indptr must hold integers, got {indptr.dtype}")
-    _check.same_device("src", src, "indptr", indptr)
+    _check.poolable(src, "indptr", indptr)
     dim = indptr.dim() - 1
     if (
         not 0 <= dim < src.dim()
@@ -325,13 +316,7 @@ def gather_coo(src: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
         The shape of ``src`` with ``index.shape[-1]`` in the place of ``dim``. On CUDA, 0 for an
         index out of range.
     """
-    _check.tensor("src", src)
-    _check.tensor("index", index)
-    if src.dtype not in _native.DTYPE_CODES:
-        raise TypeError(f"src must be floating point or integer, got {src.dtype}")
-    if index.dtype not in _INTEGERS:
-        raise TypeError(f"index must hold integers, got {index.dtype}")
-    _check.same_device("src", src, "index", index)
+    _check.poolable(src, "index", index)
     dim = index.dim() - 1
     if not 0 <= dim < src.dim() or any(index.shape[d] not in (1, src.shape[d]) for d in range(dim)):
         raise ValueError(

@@ -1,20 +1,10 @@
 #include <nanobind/nanobind.h>
 
+#include "../addresses.h"
 #include "boxes.h"
 
 namespace nb = nanobind;
 using namespace voxelpool;
-
-namespace {
-
-using Pointer = uintptr_t;
-
-template <typename T>
-T* at(Pointer pointer) {
-  return reinterpret_cast<T*>(pointer);
-}
-
-}  // namespace
 
 void bind_boxes(nb::module_& m) {
   using Release = nb::call_guard<nb::gil_scoped_release>;

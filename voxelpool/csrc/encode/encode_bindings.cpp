@@ -1,19 +1,13 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/vector.h>
 
+#include "../addresses.h"
 #include "encode.h"
 
 namespace nb = nanobind;
 using namespace voxelpool;
 
 namespace {
-
-using Pointer = uintptr_t;
-
-template <typename T>
-T* at(Pointer pointer) {
-  return reinterpret_cast<T*>(pointer);
-}
 
 EncodeInput make_input(Pointer values, int64_t num_points, int64_t columns, Pointer point_index,
                        Pointer centers, Pointer offsets, int64_t voxels, int64_t rows) {

@@ -5,20 +5,13 @@
 #include <stdexcept>
 #include <string>
 
+#include "../compiler.h"
 #include "../offsets.h"
 #include "../thread_pool.h"
 #include "encode.h"
 
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#if defined(VP_X86)
 #include <immintrin.h>
-#define VP_X86
-#endif
-#if defined(__GNUC__) || defined(__clang__)
-#define VP_INLINE __attribute__((always_inline)) inline
-#define VP_UNROLL _Pragma("GCC unroll 16")
-#else
-#define VP_INLINE inline
-#define VP_UNROLL
 #endif
 
 namespace voxelpool {
@@ -336,25 +329,13 @@ void encode_voxels_cpu(const EncodeInput& input, const EncodeLayers& layers, flo
   const InstructionSet instructions = best_instruction_set();
   const std::vector<PackedLayer> packed =
       pack_layers(layers, input.code_columns(), instructions.panel);
-  // Pieces of like work: a voxel costs as much as a point.
-  const int64_t work = input.rows + input.voxels;
-  const int64_t pieces = std::min<int64_t>((work + 255) / 256, int64_t{threads} * 4);
-  const auto boundary = [&](int64_t piece) {
-    const int64_t share = work * piece / pieces;
-    int64_t low = 0, high = input.voxels;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (input.offsets[middle] + middle < share) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    return low;
+  const int64_t pieces =
+      std::min<int64_t>((input.rows + input.voxels + 255) / 256, int64_t{threads} * 4);
+  const auto begin = [&](int64_t piece) {
+    return piece_begin(input.offsets, input.voxels, input.rows, piece, pieces);
   };
   run_tasks(pieces, threads, [&](int64_t piece) {
-    Encoder(input, packed, instructions, out)
-        .run(boundary(piece), piece + 1 == pieces ? input.voxels : boundary(piece + 1));
+    Encoder(input, packed, instructions, out).run(begin(piece), begin(piece + 1));
   });
 }
 

@@ -4,6 +4,7 @@
 #include <array>
 #include <string>
 
+#include "../addresses.h"
 #include "pool.h"
 
 namespace nb = nanobind;
@@ -11,13 +12,7 @@ using namespace voxelpool;
 
 namespace {
 
-using Pointer = uintptr_t;
 using Shape = std::array<int64_t, 4>;  // groups, rows, channels, partial
-
-template <typename T>
-T* at(Pointer pointer) {
-  return reinterpret_cast<T*>(pointer);
-}
 
 Groups make_groups(Pointer offsets, Pointer order, const Shape& shape) {
   return Groups{at<const int64_t>(offsets), shape[0],     shape[1], shape[2],

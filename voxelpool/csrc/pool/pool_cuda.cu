@@ -1,4 +1,4 @@
-// A thread works on 16 bytes of neighbouring channels where the layout allows it, else on one
+// A thread works on up to 16 bytes of neighbouring channels where the layout allows it, else on one
 // channel. Neighbouring threads take neighbouring channels, so that reads coalesce; no atomics.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -82,12 +82,13 @@ struct alignas(sizeof(T) * width) Pack {
   T at[width];
 };
 
+// Of bytes fewer, as their sums and rows, 8 bytes each, would fill the registers.
 template <typename T>
-constexpr int kWide = 16 / sizeof(T);
+constexpr int kWide = sizeof(T) == 1 ? 4 : 16 / sizeof(T);
 
 bool aligned16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
-// Calls function(width) with std::integral_constant: as many elements as fit in 16 bytes, or 1.
+// Calls function(width) with std::integral_constant: kWide elements, or 1.
 template <typename T, typename Function>
 void dispatch_width(int64_t channels, bool aligned, Function&& function) {
   if (aligned && channels % kWide<T> == 0) {
@@ -128,8 +129,7 @@ __device__ int64_t row_at(const Groups& shape, int64_t place) {
   return shape.order ? static_cast<int64_t>(shape.order[place]) : place;
 }
 
-// --- reductions
-// -----------------------------------------------------------------------------------
+// --- reductions ----------------------------------------------------------------------------------
 //
 // A thread takes one group and one pack of channels, row by row, with the loads of kAhead rows
 // under way at once. The first kLongBlocks blocks look for groups of more than kLong rows, which
@@ -359,8 +359,7 @@ void launch_reduce(const Reducer& reducer, const Groups& shape, int device, void
                                                                                          shape);
 }
 
-// --- from groups to rows
-// --------------------------------------------------------------------------
+// --- from groups to rows -------------------------------------------------------------------------
 
 // The group of each row, or -1, from an index or from offsets.
 struct GroupFinder {

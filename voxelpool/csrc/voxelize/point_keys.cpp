@@ -1,7 +1,8 @@
 #include "point_keys.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#define VP_X86 1
+#include "../compiler.h"
+
+#if defined(VP_X86)
 #include <immintrin.h>
 #endif
 
@@ -31,7 +32,7 @@ int64_t scalar_keys(const VoxelizeInput& input, int64_t first, int64_t last, Wor
   return to;
 }
 
-#ifdef VP_X86
+#if defined(VP_X86)
 
 #if !defined(__clang__)
 #pragma GCC diagnostic push
@@ -226,7 +227,7 @@ BlockKeys best_version() {
 int64_t find_keys(const VoxelizeInput& input, int64_t first, int64_t last, uint32_t* keys,
                   uint32_t* index, int64_t* bad) {
   int64_t done = 0;
-#ifdef VP_X86
+#if defined(VP_X86)
   static const BlockKeys blocks = best_version();
   if (blocks != nullptr) {
     const Progress progress = blocks(input, first, last, keys, index);

@@ -3,19 +3,13 @@
 
 #include <array>
 
+#include "../addresses.h"
 #include "voxelize.h"
 
 namespace nb = nanobind;
 using namespace voxelpool;
 
 namespace {
-
-using Pointer = uintptr_t;
-
-template <typename T>
-T* at(Pointer pointer) {
-  return reinterpret_cast<T*>(pointer);
-}
 
 // range: x0, y0, z0, x1, y1, z1. cells: D, H, W.
 Grid make_grid(const std::array<double, 6>& range, const std::array<double, 3>& size,

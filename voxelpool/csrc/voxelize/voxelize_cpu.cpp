@@ -13,14 +13,12 @@
 #include <utility>
 #include <vector>
 
+#include "../compiler.h"
 #include "../thread_pool.h"
 #include "point_keys.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(VP_X86)
 #define VP_POPCNT __attribute__((target("popcnt,bmi,bmi2")))
-#define VP_INLINE inline __attribute__((always_inline))
-#else
-#define VP_INLINE inline
 #endif
 
 namespace voxelpool {
