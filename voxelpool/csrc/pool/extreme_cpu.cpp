@@ -36,7 +36,7 @@ struct Order<kind, BFloat16> {
 
 #if defined(__GNUC__)
 #define VP_TARGET
-#define VP_BYTES 16
+#define VP_BYTES VP_PLAIN_BYTES
 #include "extreme_block.inc"
 #if defined(VP_AVX2)
 #define VP_TARGET VP_AVX2

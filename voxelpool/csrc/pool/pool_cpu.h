@@ -13,7 +13,13 @@
 #include "huge_pages.h"
 #include "pool.h"
 
-#if defined(VP_X86)
+// Sanitizers take long to compile: there one variant, of the widest registers, stands for all.
+#if defined(VOXELPOOL_SANITIZE)
+#define VP_PLAIN_BYTES 64
+#else
+#define VP_PLAIN_BYTES 16
+#endif
+#if defined(VP_X86) && !defined(VOXELPOOL_SANITIZE)
 #define VP_AVX2 __attribute__((target("avx2,f16c")))
 #define VP_AVX512 __attribute__((target("avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")))
 #endif
@@ -100,7 +106,7 @@ template <typename Kernel>
 struct Multiarch {
   template <typename... Arguments>
   static void plain(const Kernel& kernel, Arguments... arguments) {
-    kernel(Bytes<16>{}, arguments...);
+    kernel(Bytes<VP_PLAIN_BYTES>{}, arguments...);
   }
 #if defined(VP_AVX2)
   template <typename... Arguments>
