@@ -90,9 +90,12 @@ def test_rows_equal_the_dense_path(neck, attention):
     rows = built(neck, attention).double()
     dense = copy.deepcopy(rows)
     dense.middle.use_reach = False
-    points = (BATCH[0].double(), *BATCH[1:])
+    voxels = rows.voxelize(*BATCH)
+    points = BATCH[0].double()
     for module in (rows, dense):
-        loss_of(module, *points).backward()
+        scores, residuals = module.predict(points, voxels)
+        assert scores.dtype == torch.float64
+        (scores.square().mean() + (residuals + 1).square().mean()).backward()
     for (name, one), other in zip(rows.named_parameters(), dense.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, msg=lambda m, name=name: f"{name}: {m}")
     for (name, one), other in zip(rows.named_buffers(), dense.buffers(), strict=True):
@@ -100,7 +103,9 @@ def test_rows_equal_the_dense_path(neck, attention):
     rows.eval(), dense.eval()
     for grad in (False, True):
         with torch.set_grad_enabled(grad):
-            for one, other in zip(rows(*points), dense(*points), strict=True):
+            for one, other in zip(
+                rows.predict(points, voxels), dense.predict(points, voxels), strict=True
+            ):
                 torch.testing.assert_close(one, other)
 
 
@@ -128,9 +133,8 @@ def test_another_voxel_pooling_is_used_and_encodes_alike(pool):
     """In every layer and at the end, and no fused op stands in for it."""
     detector, plain = built("none", ATTENTIONS[0], pool).eval(), built().eval()
     assert detector.state_dict().keys() == plain.state_dict().keys()
-    points = BATCH[0].double()
+    voxels, points = detector.voxelize(*BATCH), BATCH[0].double()
     detector.double(), plain.double()
-    voxels = detector.voxelize(points, *BATCH[1:])
     reduce = {
         "average": lambda v: v.mean(0), "min": lambda v: v.amin(0), "sum": lambda v: v.sum(0),
         "median": lambda v: v.median(0).values,

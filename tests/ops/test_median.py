@@ -74,7 +74,9 @@ def test_gradient(device):
 
 
 def test_bad_offsets_are_errors():
-    with pytest.raises(ValueError, match="offsets"):
-        segment_median(torch.zeros(3, 1), torch.tensor([0, 5]))
+    for offsets in ([0, 5], [0, 3, 2, 3], [1, 3], [-1, 3]):
+        with pytest.raises(ValueError, match="offsets"):
+            segment_median(torch.zeros(3, 1), torch.tensor(offsets))
+    assert segment_median(torch.zeros(0, 2), torch.tensor([0]))[0].shape == (0, 2)
     with pytest.raises(ValueError, match=r"\(M, C\)"):
         segment_median(torch.zeros(3), torch.tensor([0, 3]))

@@ -110,9 +110,27 @@ class WindowPool(nn.Module):
             return _MAX_POOLS[self.dim](x, *shape, ceil_mode=self.ceil_mode)
         if self.kind == "min":
             return -_MAX_POOLS[self.dim](-x, *shape, ceil_mode=self.ceil_mode)
+        if self.kind == "average" and self.dim == 3 and self._exceeds(x):
+            return self._average_of_few(x, size)
         if self.kind == "average":
             return _AVERAGE_POOLS[self.dim](x, *shape, self.ceil_mode, self.count_include_pad)
         return self._median(x, size)
+
+    def _exceeds(self, x: Tensor) -> bool:
+        return any(k > n for k, n in zip(self.kernel, x.shape[2:], strict=True))
+
+    def _average_of_few(self, x: Tensor, size: tuple[int, ...]) -> Tensor:
+        """The average, where windows are larger than the map: torch refuses that in 3D alone."""
+        pads = [p for p in reversed(self.padding) for _ in range(2)]
+        cells = torch.ones_like(x[:1, :1])
+        counted = F.pad(cells, pads, value=float(self.count_include_pad))
+
+        def total(values: Tensor) -> Tensor:
+            shape = (self.kernel, self.stride, 0, self.ceil_mode)
+            sums = F.avg_pool3d(values, *shape, divisor_override=1)
+            return sums[:, :, : size[0], : size[1], : size[2]]
+
+        return total(F.pad(x, pads)) / total(counted)
 
     def _median(self, x: Tensor, size: tuple[int, ...]) -> Tensor:
         pads: list[int] = []

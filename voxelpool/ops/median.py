@@ -28,19 +28,22 @@ def segment_median(src: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """
     src, offsets = checked(src, offsets)
     rows, channels = src.shape
+    if offsets.shape[0] == 1:
+        return segment_max(src, offsets)
     group = torch.searchsorted(
         offsets[1:].contiguous(), torch.arange(rows, device=src.device), right=True
-    ).clamp(max=max(offsets.shape[0] - 2, 0))
+    ).clamp(max=offsets.shape[0] - 2)
     values = src.detach()
     by_value, order = values.sort(dim=0, stable=True)
     by_group = by_value.gather(0, group[order].argsort(dim=0, stable=True))
     by_group = torch.cat([by_group, by_group.new_zeros((1, channels))])
-    counts = offsets.diff()
-    middle = torch.where(counts > 0, offsets[:-1] + (counts - 1) // 2, rows)
-    last = torch.where(counts > 0, offsets[1:] - 1, rows)  # NaN is sorted there
-    median = by_group.index_select(0, middle)
+    # Row `rows` serves empty groups; offsets out of range are the last op's to report.
+    counts, ends = offsets.diff(), offsets.clamp(0, rows)
+    middle = torch.where(counts > 0, ends[:-1] + (ends.diff() - 1).clamp(min=0) // 2, rows)
+    last = torch.where(counts > 0, (ends[1:] - 1).clamp(min=0), rows)  # NaN is sorted there
     largest = by_group.index_select(0, last)
-    median = torch.where(largest.isnan(), largest, median).index_select(0, group)
+    median = torch.where(largest.isnan(), largest, by_group.index_select(0, middle))
+    median = median.index_select(0, group)
     chosen = (values == median) | (values.isnan() & median.isnan())
     _, arg = segment_max(chosen.to(torch.uint8), offsets)
     out = torch.cat([src, src.new_zeros((1, channels))]).gather(0, arg)
