@@ -77,7 +77,7 @@ def test_every_combination_trains_a_step(neck, attention, pool):
     for name, parameter in detector.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         if "attentions" in name or "neck" in name:
-            assert name.endswith("excite.0.bias") or parameter.grad.abs().sum() > 0, name
+            assert parameter.grad.abs().sum() > 0, name
     optimizer.step()
     assert loss_of(detector, *BATCH).isfinite()
     assert len(detector.eval().detect(*BATCH)) == 2
@@ -175,7 +175,7 @@ def test_parameters_that_are_added():
         return sum(p.numel() for p in built(*arguments).parameters())
 
     plain = count()
-    squeeze = sum(2 * c * 1 + 1 + c for c in (8, 6, 8))
+    squeeze = sum(2 * c * c + c + c for c in (8, 6, 8))
     assert count("none", ("se", "max")) - plain == squeeze
     assert count("none", ("cbam", "average")) - plain == squeeze + 3 * (2 * 49 + 1)
     assert count("spp") - plain == count("sppf") - plain == 8 * 4 + 16 * 8 + 2 * (4 + 8)
@@ -197,12 +197,17 @@ def test_settings_that_do_not_exist_are_errors():
         type(detector.rpn)(4, neck="fpn")
 
 
+# Every neck, attention and pooling; they are parts of the graph that do not meet.
 @pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(
     "arguments",
-    [("none", ATTENTIONS[0], pool) for pool in POOLS[1:]]
-    + [(neck, attention) for neck in NECKS for attention in ATTENTIONS],
+    [
+        ("spp", ("se", "average"), "average"),
+        ("sppf", ("se", "masked"), "median"),
+        ("none", ("cbam", "average"), "min"),
+        ("sppf", ("se", "max"), "sum"),
+    ],
     ids=str,
 )
 def test_compiles_in_one_graph(arguments):

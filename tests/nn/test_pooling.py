@@ -307,27 +307,26 @@ def test_global_of_no_cells_and_impossible_arguments():
 # --- compiled ------------------------------------------------------------------------------------
 
 
-class Every(nn.Module):
-    """Each pooling, side by side."""
+class Some(nn.Module):
+    """Those that are more than one op of torch's."""
 
     def __init__(self):
         super().__init__()
-        self.windows = nn.ModuleList(WindowPool(2, kind, 3, 2, 1, True) for kind in KINDS)
-        self.globals = nn.ModuleList(
-            GlobalPool(kind) for kind in ("max", "average", "both", "generalised")
-        )
+        self.window = WindowPool(2, "median", 3, 2, 1, True)
+        self.whole = nn.ModuleList(GlobalPool(kind) for kind in ("both", "generalised"))
 
     def forward(self, x, mask, coords):
         rows = x.flatten(2).transpose(1, 2).flatten(0, 1)
         return [
-            *(pool(x) for pool in self.windows),
-            *(pool(x, mask) for pool in self.globals),
-            *(pool.forward_voxels(rows, coords, 2) for pool in self.globals),
+            self.window(x),
+            *(pool(x, mask) for pool in self.whole),
+            *(pool.forward_voxels(rows, coords, 2) for pool in self.whole),
         ]
 
 
+@pytest.mark.slow
 def test_compiles_in_one_graph(device):
-    model = Every().to(device)
+    model = Some().to(device)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     for height, width in ((7, 6), (9, 11)):
@@ -335,5 +334,6 @@ def test_compiles_in_one_graph(device):
         mask = x[:, 0] > 0.3
         coords = torch.zeros(2 * height * width, 4, dtype=torch.int32, device=device)
         coords[height * width :, 0] = 1
-        for out, expected in zip(compiled(x, mask, coords), model(x, mask, coords), strict=True):
+        arguments = (x, mask, coords)
+        for out, expected in zip(compiled(*arguments), model(*arguments), strict=True):
             torch.testing.assert_close(out, expected)

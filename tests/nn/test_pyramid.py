@@ -196,6 +196,7 @@ def test_neck():
         PyramidNeck(6, "none")
 
 
+@pytest.mark.slow
 def test_compiles_in_one_graph(device):
     pools = [SpatialPyramidPool((3, 2)), SpatialPyramidPool((3, 2), "average"), SPPF(),
              WindowPyramidPool(), PyramidNeck(3).to(device).eval()]  # fmt: skip

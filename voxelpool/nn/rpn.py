@@ -46,7 +46,8 @@ class RPN(nn.Module):
             would settle at 0.6 and a low prior only costs steps. It serves losses that add up
             over all anchors (focal: 0.01).
         neck: "none", or the pyramid of a `PyramidNeck`: "spp" or "sppf".
-        attention: "none", "se" (`SqueezeExcite`) or "cbam" (`CBAM`).
+        attention: "none", "se" (`SqueezeExcite`) or "cbam" (`CBAM`), with a sixteenth of the
+            channels between the linear layers, but at least 8.
         squeeze: of "se"; "masked" takes the average over the cells that hold voxels, or in whose
             square of input cells one does.
         norm_eps: added to the variance.
@@ -142,10 +143,13 @@ class RPN(nn.Module):
                 channels[-1], neck, norm_eps=norm_eps, norm_momentum=norm_momentum
             )
         self.attentions = nn.ModuleList()
-        if attention == "se":
-            self.attentions.extend(SqueezeExcite(width, squeeze=squeeze) for width in channels)
-        elif attention == "cbam":
-            self.attentions.extend(CBAM(width) for width in channels)
+        for width in channels if attention != "none" else ():
+            reduction = max(min(16, width // 8), 1)  # a few ReLUs between might all be dead
+            self.attentions.append(
+                CBAM(width, reduction)
+                if attention == "cbam"
+                else SqueezeExcite(width, reduction, squeeze)
+            )
         self.needs_occupied = attention == "se" and squeeze == "masked"
 
     def check_size(self, height: int, width: int) -> None:
