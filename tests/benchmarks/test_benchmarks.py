@@ -13,7 +13,14 @@ import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-SCRIPTS = ("bench_pool", "bench_voxelize", "bench_boxes", "bench_vfe", "bench_voxelnet")
+SCRIPTS = (
+    "bench_pool",
+    "bench_voxelize",
+    "bench_boxes",
+    "bench_vfe",
+    "bench_pyramid",
+    "bench_voxelnet",
+)
 
 
 @pytest.fixture

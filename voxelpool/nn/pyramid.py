@@ -180,8 +180,8 @@ class SPPF(nn.Module):
     """`ParallelSPP` by one small window, used again on its own output.
 
     Max (and min) of windows of 5, 5, 5 in a chain are those of 5, 9, 13 side by side, to the bit,
-    for 75 comparisons a cell instead of 275 (in 2D). An average of averages is none of the larger
-    window: it weighs the middle more.
+    for 75 comparisons a cell instead of 275 (in 2D). Only a tie's gradient may go to another of the
+    equal cells. An average of averages is none of the larger window: it weighs the middle more.
 
     Args:
         kernel: the odd size of the window.
