@@ -109,6 +109,14 @@ def test_averaged_average_pyramids_collapse_and_maxima_do_not():
     # Bins that overlap count their common cells twice.
     uneven = SpatialPyramidPool((5,), "average", average_levels=True)(x)
     assert not torch.allclose(uneven, mean)
+    rows = torch.eye(5, dtype=torch.float64)[None, :, :, None].expand(1, 5, 5, 5)
+    weights = SpatialPyramidPool((2,), "average", average_levels=True)(rows)
+    torch.testing.assert_close(weights[0], torch.tensor([1, 1, 2, 1, 1]).double() / 6)
+    weights = WindowPyramidPool((2, 3))(rows).view(2, 5)
+    expected = torch.tensor(
+        [[1 / 8, 1 / 4, 1 / 4, 1 / 4, 1 / 8], [1 / 9, 2 / 9, 3 / 9, 2 / 9, 1 / 9]]
+    )
+    torch.testing.assert_close(weights, expected.double())
 
 
 def test_window_pyramid():

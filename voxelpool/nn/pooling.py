@@ -14,7 +14,7 @@ The rules, the same for every layer here:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
 import torch
@@ -264,14 +264,20 @@ class GlobalPool(nn.Module):
             occupied,
         )
 
-    def _pool(self, values, maximum, mean, occupied) -> Tensor:  # type: ignore[no-untyped-def]
+    def _pool(
+        self,
+        values: Tensor,
+        maximum: Callable[[Tensor], Tensor],
+        mean: Callable[[Tensor], Tensor],
+        occupied: Tensor | None,
+    ) -> Tensor:
         if self.kind == "max":
             return maximum(values)
         if self.kind == "average":
             return mean(values)
         if self.kind == "both":
             return torch.cat([maximum(values), mean(values)], dim=1)
-        wide = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+        wide = values.to(_wide(values.dtype))
         power = self.power.to(wide.dtype)
         raised = mean(wide.clamp(min=self.eps) ** power)
         if occupied is not None:  # the root has no gradient at 0
