@@ -197,28 +197,43 @@ def test_settings_that_do_not_exist_are_errors():
         type(detector.rpn)(4, neck="fpn")
 
 
-# Every neck, attention and pooling; they are parts of the graph that do not meet.
+def compiled(function, **how):
+    torch._dynamo.reset()
+    return torch.compile(function, fullgraph=True, backend="aot_eager", **how)
+
+
 @pytest.mark.slow
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("spp", ("se", "average"), "average"),
-        ("sppf", ("se", "masked"), "median"),
-        ("none", ("cbam", "average"), "min"),
-        ("sppf", ("se", "max"), "sum"),
-    ],
-    ids=str,
-)
-def test_compiles_in_one_graph(arguments):
+@pytest.mark.parametrize("attention", ATTENTIONS, ids="-".join)
+@pytest.mark.parametrize("neck", NECKS)
+def test_every_neck_and_attention_compiles_in_one_graph(neck, attention):
+    rpn = built(neck, attention).rpn.eval()
+    x = torch.randn(2, rpn.in_channels, 16, 16)
+    occupied = x[:, 0] > 1
+    for out, expected in zip(compiled(rpn)(x, occupied), rpn(x, occupied), strict=True):
+        torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.parametrize("pool", POOLS)
+def test_every_voxel_pooling_compiles_in_one_graph(pool):
+    detector = built("none", ATTENTIONS[0], pool).eval()
+    vfe, points = detector.vfe, some_points(200)
+    voxels = detector.voxelize(points)
+    out = compiled(vfe.encode, dynamic=True)(points, voxels)
+    torch.testing.assert_close(out, vfe.encode(points, voxels))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_whole_detector_compiles_in_one_graph():
     """From points in voxels to maps, and no break when the number of voxels changes."""
-    detector = built(*arguments).eval()
-    torch._dynamo.reset()
-    compiled = torch.compile(detector.predict, fullgraph=True, dynamic=True, backend="aot_eager")
+    detector = built("sppf", ("se", "masked"), "median").eval()
+    predict = compiled(detector.predict, dynamic=True)
     for count in (200, 150):
         points = some_points(count)
         voxels = detector.voxelize(points)
-        for out, expected in zip(
-            compiled(points, voxels), detector.predict(points, voxels), strict=True
-        ):
-            torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+        expected = detector.predict(points, voxels)
+        for out, other in zip(predict(points, voxels), expected, strict=True):
+            torch.testing.assert_close(out, other, rtol=1e-4, atol=1e-4)
