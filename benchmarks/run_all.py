@@ -17,6 +17,7 @@ import _curves
 import _tables
 import bench_boxes
 import bench_pool
+import bench_pyramid
 import bench_vfe
 import bench_voxelize
 import bench_voxelnet
@@ -29,6 +30,7 @@ FAMILIES = {
     "voxelize": bench_voxelize.cases,
     "boxes": bench_boxes.cases,
     "vfe": bench_vfe.cases,
+    "pyramid": bench_pyramid.cases,
     "voxelnet": bench_voxelnet.cases,
 }
 

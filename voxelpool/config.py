@@ -153,6 +153,8 @@ class VFEConfig(_Block):
     """Output channels of each layer; even, half of them are pooled."""
     out_channels: PositiveInt = 128
     """Output channels of the final fully connected layer."""
+    pool: Literal["max", "average", "min", "median", "sum"] = "max"
+    """How the points of a voxel become one feature; the paper's max is also the fastest."""
     center_offsets: bool = False
     """Give each point its offset to the middle of its voxel too, which the paper does not."""
     max_points: PositiveInt = 35
@@ -182,6 +184,23 @@ class RPNConfig(_Block):
     strides: tuple[PositiveInt, PositiveInt, PositiveInt] = (2, 2, 2)
     channels: tuple[PositiveInt, PositiveInt, PositiveInt] = (128, 128, 256)
     upsample_channels: tuple[PositiveInt, PositiveInt, PositiveInt] = (256, 256, 256)
+    neck: Literal["none", "spp", "sppf"] = "none"
+    """Max pooling at several scales after the last block, between two 1x1 convolutions: windows of
+    5, 9 and 13 side by side (spp), or the same result by a chain of 5 (sppf, the faster)."""
+    attention: Literal["none", "se", "cbam"] = "none"
+    """A gate on what each block hands to its upsampling: over the channels (se), or over channels
+    and then places (cbam)."""
+    squeeze: Literal["average", "max", "masked"] = "average"
+    """se: what the gate sees of the map: its average or maximum, or the average over the cells that
+    hold points."""
+
+    @model_validator(mode="after")
+    def _squeeze_is_used(self) -> RPNConfig:
+        if self.squeeze != "average" and self.attention != "se":
+            raise ValueError(
+                f"squeeze {self.squeeze} is for attention se, which is {self.attention} here"
+            )
+        return self
 
 
 class LossConfig(_Block):

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-FAMILIES = {"pool", "voxelize", "boxes", "vfe", "voxelnet"}
+FAMILIES = {"pool", "voxelize", "boxes", "vfe", "pyramid", "voxelnet"}
 
 
 @pytest.fixture

@@ -45,7 +45,9 @@ class VoxelNet(nn.Module):
         self.grid = config.grid.to_grid()
         depth, height, width = self.grid.shape
         code_dims = point_dims + (6 if config.vfe.center_offsets else 3)
-        self.vfe = VFE(code_dims, config.vfe.channels, config.vfe.out_channels)
+        self.vfe = VFE(
+            code_dims, config.vfe.channels, config.vfe.out_channels, pool=config.vfe.pool
+        )
         self.vfe.scale_inputs(self._input_scales())
         self.middle = DenseMiddle(
             config.vfe.out_channels, config.middle.channels, grid_shape=(depth, height, width)
@@ -58,6 +60,9 @@ class VoxelNet(nn.Module):
             channels=config.rpn.channels,
             upsample_channels=config.rpn.upsample_channels,
             anchors_per_location=sum(len(spec.rotations) for spec in specs),
+            neck=config.rpn.neck,
+            attention=config.rpn.attention,
+            squeeze=config.rpn.squeeze,
             input_size=(height, width),
         )
         generator = AnchorGenerator(specs, self.grid.range, self.rpn.output_size(height, width))
@@ -138,10 +143,11 @@ class VoxelNet(nn.Module):
     def predict(self, points: Tensor, voxels: Voxels) -> tuple[Tensor, Tensor]:
         """Scores and residuals, as `forward`, from points that are grouped already.
 
-        On the CPU the layers after the VFE compute only what voxels reach, exactly; setting
-        ``middle.use_reach`` to False turns this off. ``torch.autocast("cpu", torch.bfloat16)``
-        around the call is the fastest way there: those layers then take bfloat16 and add up in
-        float32, and the VFE stays in float32, since bfloat16 is too coarse for coordinates.
+        On the CPU the layers after the VFE compute only what voxels reach, exactly, up to the
+        first neck or attention; setting ``middle.use_reach`` to False turns this off.
+        ``torch.autocast("cpu", torch.bfloat16)`` around the call is the fastest way there: those
+        layers then take bfloat16 and add up in float32, and the VFE stays in float32, since
+        bfloat16 is too coarse for coordinates.
         """
         on_rows = self.middle.runs_on_rows(points)
         with torch.autocast("cpu", enabled=False) if on_rows else nullcontext():
@@ -149,11 +155,21 @@ class VoxelNet(nn.Module):
                 points, voxels, center_offsets=self.config.vfe.center_offsets
             )
         inputs = (features, voxels.coords, voxels.batch_size)
+        occupied = self._occupied(voxels) if self.rpn.needs_occupied else None
         if on_rows:
-            maps = self.rpn.forward_rows(*self.middle.forward_rows(*inputs))
+            maps = self.rpn.forward_rows(*self.middle.forward_rows(*inputs), occupied)
         else:
-            maps = self.rpn(self.middle(*inputs))
+            maps = self.rpn(self.middle(*inputs), occupied)
         return flatten_maps(*maps)
+
+    def _occupied(self, voxels: Voxels) -> Tensor:
+        """(B, H, W) bool: the cells of the bird's-eye view that hold voxels."""
+        _, height, width = self.grid.shape
+        batch, _, y, x = voxels.coords.long().unbind(1)
+        shape = (voxels.batch_size, height, width)
+        occupied = torch.zeros(shape, dtype=torch.bool, device=voxels.device)
+        occupied[batch, y, x] = True
+        return occupied
 
     def loss(
         self,

@@ -1,19 +1,37 @@
-"""Layers of the detectors: voxel feature encoding, middle layers, region proposal network."""
+"""Layers of the networks: voxel feature encoding, middle layers, region proposals, pooling."""
 
 from __future__ import annotations
 
+from voxelpool.nn.attention import CBAM, SqueezeExcite
 from voxelpool.nn.middle import DenseMiddle, VoxelConv3d, scatter_to_dense
+from voxelpool.nn.pooling import GlobalPool, WindowPool
+from voxelpool.nn.pyramid import (
+    SPPF,
+    ParallelSPP,
+    PyramidNeck,
+    SpatialPyramidPool,
+    WindowPyramidPool,
+)
 from voxelpool.nn.rpn import RPN
 from voxelpool.nn.vfe import VFE, PackedBatchNorm, PointLayer, VFELayer, point_features
 
 __all__ = [
+    "CBAM",
     "RPN",
+    "SPPF",
     "VFE",
     "DenseMiddle",
+    "GlobalPool",
     "PackedBatchNorm",
+    "ParallelSPP",
     "PointLayer",
+    "PyramidNeck",
+    "SpatialPyramidPool",
+    "SqueezeExcite",
     "VFELayer",
     "VoxelConv3d",
+    "WindowPool",
+    "WindowPyramidPool",
     "point_features",
     "scatter_to_dense",
 ]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from voxelpool.nn import reach
+from voxelpool.nn.attention import CBAM, Squeeze, SqueezeExcite
+from voxelpool.nn.pyramid import PyramidNeck
 from voxelpool.nn.reach import Reach
 
 BOX_PARAMETERS = 7
@@ -25,6 +29,10 @@ class RPN(nn.Module):
 
     The defaults are the paper's car network; pedestrians and cyclists have ``strides=(1, 2, 2)``.
 
+    What the paper does not have: a neck, which pools the last block's output at several scales, and
+    attention on what each block hands to its upsampling (after the neck). The next block reads the
+    map without either.
+
     Args:
         in_channels: channels of the map that comes in.
         layers: stride-1 convolutions in each block, after the first one.
@@ -37,11 +45,17 @@ class RPN(nn.Module):
             paper's loss weighs positives and negatives as two means, so that a blind network
             would settle at 0.6 and a low prior only costs steps. It serves losses that add up
             over all anchors (focal: 0.01).
+        neck: "none", or the pyramid of a `PyramidNeck`: "spp" or "sppf".
+        attention: "none", "se" (`SqueezeExcite`) or "cbam" (`CBAM`), with a sixteenth of the
+            channels between the linear layers, but at least 8.
+        squeeze: of "se"; "masked" takes the average over the cells that hold voxels, or in whose
+            square of input cells one does.
         norm_eps: added to the variance.
         norm_momentum: weight of the newest batch in the running statistics.
         input_size: (H, W) of the map that will come in, if known, to be checked at once.
 
     Attributes:
+        needs_occupied: whether calls must name the occupied cells.
         total_stride: H and W of the input must be multiples of this.
         output_stride: cells of the input along each side of a cell of the output.
 
@@ -60,6 +74,9 @@ class RPN(nn.Module):
         upsample_channels: Sequence[int] = (256, 256, 256),
         anchors_per_location: int = 2,
         score_prior: float | None = None,
+        neck: Literal["none", "spp", "sppf"] = "none",
+        attention: Literal["none", "se", "cbam"] = "none",
+        squeeze: Squeeze = "average",
         norm_eps: float = 1e-5,
         norm_momentum: float = 0.1,
         input_size: tuple[int, int] | None = None,
@@ -78,6 +95,11 @@ class RPN(nn.Module):
             )
         if score_prior is not None and not 0 < score_prior < 1:
             raise ValueError(f"score_prior must be in (0, 1), got {score_prior}")
+        if neck not in ("none", "spp", "sppf") or attention not in ("none", "se", "cbam"):
+            raise ValueError(
+                "neck must be none, spp or sppf and attention none, se or cbam, got "
+                f"{neck!r} and {attention!r}"
+            )
         self.in_channels = in_channels
         self.anchors_per_location = anchors_per_location
         self.output_stride = int(strides[0])
@@ -114,6 +136,21 @@ class RPN(nn.Module):
         self.residual_head = nn.Conv2d(total, anchors_per_location * BOX_PARAMETERS, 1)
         if score_prior is not None and self.score_head.bias is not None:
             nn.init.constant_(self.score_head.bias, math.log(score_prior / (1 - score_prior)))
+        # Last, so that a seed gives all other weights the same values with and without them.
+        self.neck: PyramidNeck | None = None
+        if neck != "none":
+            self.neck = PyramidNeck(
+                channels[-1], neck, norm_eps=norm_eps, norm_momentum=norm_momentum
+            )
+        self.attentions = nn.ModuleList()
+        for width in channels if attention != "none" else ():
+            reduction = max(min(16, width // 8), 1)  # a few ReLUs between might all be dead
+            self.attentions.append(
+                CBAM(width, reduction)
+                if attention == "cbam"
+                else SqueezeExcite(width, reduction, squeeze)
+            )
+        self.needs_occupied = attention == "se" and squeeze == "masked"
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ValueError if a map of this size does not come back to one size in all blocks."""
@@ -129,47 +166,85 @@ class RPN(nn.Module):
         self.check_size(height, width)
         return height // self.output_stride, width // self.output_stride
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, occupied: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Predict a score and a residual for each anchor.
 
         Args:
             x: (B, in_channels, H, W).
+            occupied: (B, H, W) bool, the cells that hold voxels; see `needs_occupied`.
 
         Returns:
             The score map (B, A, H', W') as logits, and the residual map (B, A * 7, H', W') where
             channel ``a * 7 + i`` is parameter i of anchor a.
 
         Raises:
-            ValueError: if H or W is no multiple of the total stride.
+            ValueError: if H or W is no multiple of the total stride, or ``occupied`` is missing or
+                of another shape.
         """
         self.check_size(x.shape[2], x.shape[3])
+        masks = self._masks(occupied)
         maps = []
-        for block, upsample in zip(self.blocks, self.upsamples, strict=True):
+        for index, (block, upsample) in enumerate(zip(self.blocks, self.upsamples, strict=True)):
             x = block(x)
-            maps.append(upsample(x))
+            maps.append(upsample(self._refine(index, x, masks[index])))
         joined = torch.cat(maps, dim=1)
         return self.score_head(joined), self.residual_head(joined)
 
-    def forward_rows(self, rows: Tensor, reached: Reach) -> tuple[Tensor, Tensor]:
+    def _masks(self, occupied: Tensor | None) -> list[Tensor | None]:
+        """The occupied cells at each block's resolution, where they are needed."""
+        if not self.needs_occupied:
+            return [None] * len(self.blocks)
+        if occupied is None:
+            raise ValueError("the masked squeeze needs the cells that are occupied")
+        masks: list[Tensor | None] = []
+        cells = occupied[:, None].float()
+        for block in self.blocks:
+            cells = F.max_pool2d(cells, block[0].stride)
+            masks.append(cells[:, 0] > 0)
+        return masks
+
+    def _refines(self, index: int) -> bool:
+        """Whether block ``index`` has a neck or attention."""
+        last = index == len(self.blocks) - 1
+        return len(self.attentions) > 0 or (self.neck is not None and last)
+
+    def _refine(self, index: int, x: Tensor, mask: Tensor | None) -> Tensor:
+        """What block ``index`` hands to its upsampling."""
+        if self.neck is not None and index == len(self.blocks) - 1:
+            x = self.neck(x)
+        if len(self.attentions) == 0:
+            return x
+        attention = self.attentions[index]
+        return attention(x) if mask is None else attention(x, mask)
+
+    def forward_rows(
+        self, rows: Tensor, reached: Reach, occupied: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """As `forward`, for a map that is given as the list of its distinct cells.
+
+        A block with a neck or attention is expanded to its dense map for them and what follows.
 
         Args:
             rows: (R, in_channels / D), as `DenseMiddle.forward_rows` makes them.
             reached: the map (B, D, H, W); its depth belongs to the channels: channel c at depth d
                 is channel ``c * D + d`` of the dense map.
+            occupied: as `forward`.
 
         Returns:
             As `forward`, in float32 where the rows are of a half type.
 
         Raises:
-            ValueError: if H or W is no multiple of the total stride.
+            ValueError: as `forward`.
         """
         _, depth, height, width = reached.index.shape
         self.check_size(height, width)
+        masks = self._masks(occupied)
         weight = torch.cat([self.score_head.weight, self.residual_head.weight])[:, :, 0, 0]
         head = list(weight.split([int(up[0].out_channels) for up in self.upsamples], dim=1))
         total: Tensor | None = None
-        for block, upsample, part in zip(self.blocks, self.upsamples, head, strict=True):
+        for index, (block, upsample, part) in enumerate(
+            zip(self.blocks, self.upsamples, head, strict=True)
+        ):
             for conv, norm in zip(block[::3], block[1::3], strict=True):
                 taps = reach.conv_taps(conv.weight.unflatten(1, (-1, depth)))
                 stride, padding = (1, *conv.stride), (0, *conv.padding)
@@ -177,12 +252,24 @@ class RPN(nn.Module):
                 rows, reached = reach.conv_norm_relu(
                     rows, reached, taps, kernel, stride, padding, norm
                 )
-            cells = _read_upsampled(rows, reached, upsample, part)
+            if self._refines(index):
+                dense = reached.expand(rows)[:, 0].permute(0, 3, 1, 2)
+                dense = upsample(self._refine(index, dense, masks[index]))
+                cells = _read_dense(dense, part)
+            else:
+                cells = _read_upsampled(rows, reached, upsample, part)
             total = cells if total is None else total + cells
         assert total is not None
         bias = torch.cat([self.score_head.bias, self.residual_head.bias])
         maps = (total + bias).permute(0, 3, 1, 2)
         return maps[:, : self.anchors_per_location], maps[:, self.anchors_per_location :]
+
+
+def _read_dense(x: Tensor, head: Tensor) -> Tensor:
+    """``head`` (O, C) of a map (B, C, H, W): (B, H, W, O), in float32 for half types."""
+    with torch.autocast(x.device.type, enabled=False):
+        values = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        return F.conv2d(values, head[:, :, None, None]).permute(0, 2, 3, 1)
 
 
 def _read_upsampled(rows: Tensor, reached: Reach, upsample: nn.Sequential, head: Tensor) -> Tensor:

@@ -12,13 +12,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from voxelpool.ops import encode_points, encode_voxels, segment_max, segment_mean
+from voxelpool.ops import (
+    encode_points,
+    encode_voxels,
+    segment_max,
+    segment_mean,
+    segment_median,
+    segment_min,
+    segment_sum,
+)
 from voxelpool.structures import Voxels
+
+#: How the features of a voxel's points become one: the paper's maximum, or another.
+VoxelPooling: TypeAlias = Literal["max", "average", "min", "median", "sum"]
+
+
+def pool_voxels(features: Tensor, offsets: Tensor, pool: VoxelPooling = "max") -> Tensor:
+    """One row for each voxel, (K, C), from those of its points; rules as of the segment ops.
+
+    Args:
+        features: (M, C), grouped by voxel.
+        offsets: (K + 1,) int64, first row of each voxel and M at the end.
+        pool: max, average, min, median (of an even number the lower middle) or sum.
+    """
+    if pool == "average":
+        return segment_mean(features, offsets)
+    if pool == "sum":
+        return segment_sum(features, offsets)
+    extreme = {"max": segment_max, "min": segment_min, "median": segment_median}[pool]
+    return extreme(features, offsets)[0]
 
 
 def point_features(points: Tensor, voxels: Voxels, *, center_offsets: bool = False) -> Tensor:
@@ -48,6 +76,12 @@ def point_features(points: Tensor, voxels: Voxels, *, center_offsets: bool = Fal
         centers = _voxel_centers(packed, voxels)
         columns.append(packed[:, :3] - centers.index_select(0, voxels.voxel_of_point()))
     return torch.cat(columns, dim=1)
+
+
+def _checked_pool(pool: VoxelPooling) -> VoxelPooling:
+    if pool not in get_args(VoxelPooling):
+        raise ValueError(f"pool must be one of {', '.join(get_args(VoxelPooling))}, got {pool!r}")
+    return pool
 
 
 def _voxel_centers(points: Tensor, voxels: Voxels) -> Tensor:
@@ -113,16 +147,17 @@ class PointLayer(nn.Module):
 
 
 class VFELayer(nn.Module):
-    """One VFE layer: a point layer, and beside each point the maximum over its voxel.
+    """One VFE layer: a point layer, and beside each point the maximum (or so) over its voxel.
 
     Args:
         in_channels: columns of the input.
         out_channels: columns of the output, even: half for the point, half for its voxel.
+        pool: see `pool_voxels`.
         norm_eps: see `PointLayer`.
         norm_momentum: see `PointLayer`.
 
     Raises:
-        ValueError: if ``out_channels`` is odd or not positive.
+        ValueError: if ``out_channels`` is odd or not positive, or ``pool`` is unknown.
     """
 
     def __init__(
@@ -130,10 +165,12 @@ class VFELayer(nn.Module):
         in_channels: int,
         out_channels: int,
         *,
+        pool: VoxelPooling = "max",
         norm_eps: float = 1e-5,
         norm_momentum: float = 0.1,
     ) -> None:
         super().__init__()
+        self.pool: VoxelPooling = _checked_pool(pool)
         if out_channels < 2 or out_channels % 2:
             raise ValueError(f"out_channels of a VFE layer must be even, got {out_channels}")
         self.points = PointLayer(
@@ -152,12 +189,12 @@ class VFELayer(nn.Module):
             (M, out_channels).
         """
         own = self.points(features)
-        pooled, _ = segment_max(own, offsets)
+        pooled = pool_voxels(own, offsets, self.pool)
         return torch.cat([own, pooled.index_select(0, voxel_of_point)], dim=1)
 
 
 class VFE(nn.Module):
-    """Stack of VFE layers, a last point layer, and the maximum over each voxel.
+    """Stack of VFE layers, a last point layer, and the maximum (or so) over each voxel.
 
     The paper's network is the default: VFE-1(7, 32), VFE-2(32, 128), FCN(128, 128), maximum.
 
@@ -166,7 +203,7 @@ class VFE(nn.Module):
     makes the points' code in it too. The result is that of the layers one by one up to rounding,
     in the dtype of the weights. Half types and autocast change nothing but that dtype: the op is
     faster than the layers in bfloat16, and more precise. In float64 the layers run one by one; so
-    they do where ``fused`` is False, which hooks on them need.
+    they do where ``fused`` is False, which hooks on them need, and with another pooling than max.
 
     Attributes:
         fused: whether that op may be used; True at first.
@@ -175,6 +212,7 @@ class VFE(nn.Module):
         in_channels: columns of the point code; see `point_features`.
         channels: output columns of each VFE layer, all even; may be empty.
         out_channels: columns of a voxel's feature.
+        pool: how points are pooled, in every layer and at the end; see `pool_voxels`.
         norm_eps: see `PointLayer`.
         norm_momentum: see `PointLayer`.
     """
@@ -185,6 +223,7 @@ class VFE(nn.Module):
         channels: Sequence[int] = (32, 128),
         out_channels: int = 128,
         *,
+        pool: VoxelPooling = "max",
         norm_eps: float = 1e-5,
         norm_momentum: float = 0.1,
     ) -> None:
@@ -192,9 +231,10 @@ class VFE(nn.Module):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.fused = True
+        self.pool: VoxelPooling = _checked_pool(pool)
         widths = [in_channels, *channels]
         self.layers = nn.ModuleList(
-            VFELayer(a, b, norm_eps=norm_eps, norm_momentum=norm_momentum)
+            VFELayer(a, b, pool=pool, norm_eps=norm_eps, norm_momentum=norm_momentum)
             for a, b in pairwise(widths)
         )
         self.points = PointLayer(
@@ -242,8 +282,7 @@ class VFE(nn.Module):
         voxel_of_point = voxels.voxel_of_point()
         for layer in self.layers:
             features = layer(features, voxels.offsets, voxel_of_point)
-        pooled, _ = segment_max(self.points(features), voxels.offsets)
-        return pooled
+        return pool_voxels(self.points(features), voxels.offsets, self.pool)
 
     def encode(self, points: Tensor, voxels: Voxels, *, center_offsets: bool = False) -> Tensor:
         """Encode the voxels from points: ``self(point_features(points, voxels, …), voxels)``.
@@ -279,7 +318,7 @@ class VFE(nn.Module):
 
     def _fuses(self, first: Tensor) -> bool:
         """Whether the stack runs as one op on ``first``, the features or points."""
-        if not self.fused or first.dtype == torch.float64:
+        if not self.fused or self.pool != "max" or first.dtype == torch.float64:
             return False
         if torch.is_grad_enabled() and any(
             tensor.requires_grad for tensor in (first, *self.parameters())

@@ -13,6 +13,7 @@ from voxelpool.ops.composite import (
 )
 from voxelpool.ops.conv import conv_table, gather_conv, gather_conv_affine
 from voxelpool.ops.encode import encode_points, encode_voxels
+from voxelpool.ops.median import segment_median
 from voxelpool.ops.pool import segment_max, segment_mean, segment_min, segment_sum
 from voxelpool.ops.scatter import (
     scatter,
@@ -76,6 +77,7 @@ __all__ = [
     "segment_mean",
     "segment_mean_coo",
     "segment_mean_csr",
+    "segment_median",
     "segment_min",
     "segment_min_coo",
     "segment_min_csr",
