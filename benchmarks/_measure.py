@@ -16,6 +16,7 @@ import math
 import multiprocessing
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -138,9 +139,9 @@ def measure(case: Case, setting: Setting) -> dict[str, Any]:
     timer = _cuda_milliseconds if setting.device == "cuda" else _cpu_milliseconds
     live = [(contender.name, contender.run) for contender in case.contenders if contender.run]
     times: dict[str, list[float]] = {name: [] for name, _ in live}
-    for turn in range(repeats):
-        start = turn % len(live)
-        for name, run in live[start:] + live[:start]:
+    order = random.Random(0)
+    for _ in range(repeats):
+        for name, run in order.sample(live, len(live)):
             taken = times[name]
             if len(taken) < LEAST_REPEATS or sum(taken) < 1000 * seconds:
                 taken.append(timer(run))
