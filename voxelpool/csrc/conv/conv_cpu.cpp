@@ -6,16 +6,11 @@
 #include <string>
 #include <vector>
 
+#include "../compiler.h"
 #include "../thread_pool.h"
 #include "conv.h"
 
-#if defined(__GNUC__) || defined(__clang__)
-#define VP_INLINE __attribute__((always_inline)) inline
-#else
-#define VP_INLINE inline
-#endif
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-#define VP_X86
+#if defined(VP_X86)
 #include <immintrin.h>
 #endif
 
