@@ -1,18 +1,12 @@
 #include <algorithm>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "../compiler.h"
 #include "../thread_pool.h"
+#include "../vectors.h"
 #include "conv.h"
-
-#if defined(VP_X86)
-#include <immintrin.h>
-#endif
 
 namespace voxelpool {
 namespace {
@@ -27,65 +21,31 @@ struct Kernels {
 };
 
 namespace plain {
-struct Isa {
-  struct Vector {
-    float lane[4];
-  };
-  static constexpr int lanes = 4;
-  static VP_INLINE Vector load(const float* from) { return {{from[0], from[1], from[2], from[3]}}; }
-  static VP_INLINE void store(float* to, Vector value) { std::memcpy(to, value.lane, 16); }
-  static VP_INLINE Vector broadcast(const float* from) { return {{*from, *from, *from, *from}}; }
-  static VP_INLINE Vector multiply_add(Vector a, Vector b, Vector sum) {
-    for (int l = 0; l < 4; ++l) sum.lane[l] += a.lane[l] * b.lane[l];
-    return sum;
-  }
-};
-#define VP_TARGET
+using Isa = PlainVectors;
+#define VP_TARGET VP_TARGET_PLAIN
 #include "conv_kernel.h"
 #undef VP_TARGET
 }  // namespace plain
 
 #if defined(VP_X86)
 namespace avx2 {
-#define VP_TARGET __attribute__((target("avx2,fma")))
-struct Isa {
-  using Vector = __m256;
-  static constexpr int lanes = 8;
-  VP_TARGET static VP_INLINE Vector load(const float* from) { return _mm256_loadu_ps(from); }
-  VP_TARGET static VP_INLINE void store(float* to, Vector value) { _mm256_storeu_ps(to, value); }
-  VP_TARGET static VP_INLINE Vector broadcast(const float* from) { return _mm256_set1_ps(*from); }
-  VP_TARGET static VP_INLINE Vector multiply_add(Vector a, Vector b, Vector sum) {
-    return _mm256_fmadd_ps(a, b, sum);
-  }
-};
+using Isa = Avx2Vectors;
+#define VP_TARGET VP_TARGET_AVX2
 #include "conv_kernel.h"
 #undef VP_TARGET
 }  // namespace avx2
 
 namespace avx512 {
-#define VP_TARGET __attribute__((target("avx512f")))
-struct Isa {
-  using Vector = __m512;
-  static constexpr int lanes = 16;
-  VP_TARGET static VP_INLINE Vector load(const float* from) { return _mm512_loadu_ps(from); }
-  VP_TARGET static VP_INLINE void store(float* to, Vector value) { _mm512_storeu_ps(to, value); }
-  VP_TARGET static VP_INLINE Vector broadcast(const float* from) { return _mm512_set1_ps(*from); }
-  VP_TARGET static VP_INLINE Vector multiply_add(Vector a, Vector b, Vector sum) {
-    return _mm512_fmadd_ps(a, b, sum);
-  }
-};
+using Isa = Avx512Vectors;
+#define VP_TARGET VP_TARGET_AVX512
 #include "conv_kernel.h"
 #undef VP_TARGET
 }  // namespace avx512
 
 namespace avx512_bfloat16 {
 #define VP_TARGET __attribute__((target("avx512f,avx512bf16")))
-struct Isa {
-  using Vector = __m512;
-  static constexpr int lanes = 16;
-  VP_TARGET static VP_INLINE Vector load(const float* from) { return _mm512_loadu_ps(from); }
-  VP_TARGET static VP_INLINE void store(float* to, Vector value) { _mm512_storeu_ps(to, value); }
-  VP_TARGET static VP_INLINE Vector broadcast(const float* from) { return _mm512_set1_ps(*from); }
+// Lanes of two bfloat16 each.
+struct Isa : Avx512Vectors {
   VP_TARGET static VP_INLINE Vector multiply_add(Vector a, Vector b, Vector sum) {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
   }
@@ -97,8 +57,8 @@ struct Isa {
 
 const Kernels& float_kernels() {
 #if defined(VP_X86)
-  if (__builtin_cpu_supports("avx512f")) return avx512::kernels;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::kernels;
+  if (has_avx512()) return avx512::kernels;
+  if (has_avx2()) return avx2::kernels;
 #endif
   return plain::kernels;
 }
@@ -193,7 +153,7 @@ constexpr int64_t kCells = 96;  // cells that are worked on at once: their sums 
 
 bool gather_conv_bfloat16() {
 #if defined(VP_X86)
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bf16");
+  return has_avx512() && __builtin_cpu_supports("avx512bf16");
 #else
   return false;
 #endif

@@ -1,18 +1,12 @@
 #include <algorithm>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <stdexcept>
 #include <string>
 
-#include "../compiler.h"
 #include "../offsets.h"
 #include "../thread_pool.h"
+#include "../vectors.h"
 #include "encode.h"
-
-#if defined(VP_X86)
-#include <immintrin.h>
-#endif
 
 namespace voxelpool {
 namespace {
@@ -47,92 +41,64 @@ struct InstructionSet {
 
 #if defined(VP_X86)
 namespace avx512 {
-#define VP_TARGET __attribute__((target("avx512f")))
-using Vector = __m512;
-constexpr int kLanes = 16, kPanelVectors = 4, kLargeRows = 6, kSmallRows = 8;
-VP_TARGET VP_INLINE Vector load(const float* from) { return _mm512_loadu_ps(from); }
-VP_TARGET VP_INLINE void store(float* to, Vector value) { _mm512_storeu_ps(to, value); }
-VP_TARGET VP_INLINE Vector broadcast(float value) { return _mm512_set1_ps(value); }
-VP_TARGET VP_INLINE Vector multiply_add(Vector a, Vector b, Vector c) {
-  return _mm512_fmadd_ps(a, b, c);
-}
-// The second operand is the result where one is NaN.
-VP_TARGET VP_INLINE Vector rectify(Vector value) {
-  return _mm512_maskz_max_ps(0xffff, _mm512_setzero_ps(), value);
-}
-VP_TARGET VP_INLINE Vector take_larger(Vector best, Vector value) {
-  const __mmask16 further = _mm512_cmp_ps_mask(value, best, _CMP_NLE_UQ);
-  const __mmask16 replaces = _mm512_mask_cmp_ps_mask(further, best, best, _CMP_ORD_Q);
-  return _mm512_mask_mov_ps(best, replaces, value);
-}
+#define VP_TARGET VP_TARGET_AVX512
+struct Isa : Avx512Vectors {
+  static constexpr int panel_vectors = 4, large_rows = 6, small_rows = 8;
+  // The second operand is the result where one is NaN.
+  VP_TARGET static VP_INLINE Vector rectify(Vector value) {
+    return _mm512_maskz_max_ps(0xffff, _mm512_setzero_ps(), value);
+  }
+  VP_TARGET static VP_INLINE Vector take_larger(Vector best, Vector value) {
+    const __mmask16 further = _mm512_cmp_ps_mask(value, best, _CMP_NLE_UQ);
+    const __mmask16 replaces = _mm512_mask_cmp_ps_mask(further, best, best, _CMP_ORD_Q);
+    return _mm512_mask_mov_ps(best, replaces, value);
+  }
+};
 #include "encode_tile.h"
 #undef VP_TARGET
 }  // namespace avx512
 
 namespace avx2 {
-#define VP_TARGET __attribute__((target("avx2,fma")))
-using Vector = __m256;
-constexpr int kLanes = 8, kPanelVectors = 2, kLargeRows = 6, kSmallRows = 8;
-VP_TARGET VP_INLINE Vector load(const float* from) { return _mm256_loadu_ps(from); }
-VP_TARGET VP_INLINE void store(float* to, Vector value) { _mm256_storeu_ps(to, value); }
-VP_TARGET VP_INLINE Vector broadcast(float value) { return _mm256_set1_ps(value); }
-VP_TARGET VP_INLINE Vector multiply_add(Vector a, Vector b, Vector c) {
-  return _mm256_fmadd_ps(a, b, c);
-}
-VP_TARGET VP_INLINE Vector rectify(Vector value) {
-  return _mm256_max_ps(_mm256_setzero_ps(), value);
-}
-VP_TARGET VP_INLINE Vector take_larger(Vector best, Vector value) {
-  const __m256 further = _mm256_cmp_ps(value, best, _CMP_NLE_UQ);
-  const __m256 ordered = _mm256_cmp_ps(best, best, _CMP_ORD_Q);
-  return _mm256_blendv_ps(best, value, _mm256_and_ps(further, ordered));
-}
+#define VP_TARGET VP_TARGET_AVX2
+struct Isa : Avx2Vectors {
+  static constexpr int panel_vectors = 2, large_rows = 6, small_rows = 8;
+  VP_TARGET static VP_INLINE Vector rectify(Vector value) {
+    return _mm256_max_ps(_mm256_setzero_ps(), value);
+  }
+  VP_TARGET static VP_INLINE Vector take_larger(Vector best, Vector value) {
+    const __m256 further = _mm256_cmp_ps(value, best, _CMP_NLE_UQ);
+    const __m256 ordered = _mm256_cmp_ps(best, best, _CMP_ORD_Q);
+    return _mm256_blendv_ps(best, value, _mm256_and_ps(further, ordered));
+  }
+};
 #include "encode_tile.h"
 #undef VP_TARGET
 }  // namespace avx2
 #endif
 
 namespace plain {
-#define VP_TARGET
-struct Vector {
-  float lane[4];
-};
-constexpr int kLanes = 4, kPanelVectors = 2, kLargeRows = 4, kSmallRows = 4;
-VP_INLINE Vector load(const float* from) { return {{from[0], from[1], from[2], from[3]}}; }
-VP_INLINE void store(float* to, Vector value) { std::memcpy(to, value.lane, sizeof value); }
-VP_INLINE Vector broadcast(float value) { return {{value, value, value, value}}; }
-VP_INLINE Vector multiply_add(Vector a, Vector b, Vector c) {
-  for (int l = 0; l < kLanes; ++l) {
-#if defined(VP_X86)  // where a fused multiply-add is a call
-    c.lane[l] += a.lane[l] * b.lane[l];
-#else
-    c.lane[l] = __builtin_fmaf(a.lane[l], b.lane[l], c.lane[l]);
-#endif
+#define VP_TARGET VP_TARGET_PLAIN
+struct Isa : PlainVectors {
+  static constexpr int panel_vectors = 2, large_rows = 4, small_rows = 4;
+  static VP_INLINE Vector rectify(Vector value) {
+    for (int l = 0; l < lanes; ++l) value.lane[l] = rectified(value.lane[l]);
+    return value;
   }
-  return c;
-}
-VP_INLINE Vector rectify(Vector value) {
-  for (int l = 0; l < kLanes; ++l) value.lane[l] = rectified(value.lane[l]);
-  return value;
-}
-VP_INLINE Vector take_larger(Vector best, Vector value) {
-  for (int l = 0; l < kLanes; ++l) best.lane[l] = larger(best.lane[l], value.lane[l]);
-  return best;
-}
+  static VP_INLINE Vector take_larger(Vector best, Vector value) {
+    for (int l = 0; l < lanes; ++l) best.lane[l] = larger(best.lane[l], value.lane[l]);
+    return best;
+  }
+};
 #include "encode_tile.h"
 #undef VP_TARGET
 }  // namespace plain
 
 InstructionSet best_instruction_set() {
 #if defined(VP_X86)
-  if (__builtin_cpu_supports("avx512f")) {
-    return {&avx512::layer<true>, &avx512::layer<false>, avx512::kPanelVectors * avx512::kLanes};
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    return {&avx2::layer<true>, &avx2::layer<false>, avx2::kPanelVectors * avx2::kLanes};
-  }
+  if (has_avx512()) return avx512::instruction_set;
+  if (has_avx2()) return avx2::instruction_set;
 #endif
-  return {&plain::layer<true>, &plain::layer<false>, plain::kPanelVectors * plain::kLanes};
+  return plain::instruction_set;
 }
 
 // Floats on a cache line's boundary, zero at first.
