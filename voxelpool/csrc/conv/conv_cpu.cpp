@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "../aligned_floats.h"
 #include "../thread_pool.h"
 #include "../vectors.h"
 #include "conv.h"
@@ -69,21 +70,6 @@ const Kernels& kernels_for(DType dtype) {
 #endif
   return float_kernels();
 }
-
-// Uninitialised floats on a boundary of 64 bytes.
-class Buffer {
- public:
-  explicit Buffer(int64_t size)
-      : data_(static_cast<float*>(
-            ::operator new(std::max<int64_t>(size, 1) * sizeof(float), std::align_val_t{64}))) {}
-  float* data() const { return data_.get(); }
-
- private:
-  struct Free {
-    void operator()(float* data) const { ::operator delete(data, std::align_val_t{64}); }
-  };
-  std::unique_ptr<float, Free> data_;
-};
 
 // How the out channels are cut: into blocks of a few vectors, even ones, at most 64 channels wide.
 struct Blocks {
@@ -166,7 +152,7 @@ void gather_conv_cpu(DType dtype, const void* rows, const Table& table, const Co
   const Blocks blocks(weight.out_channels, kernels.lanes);
   const int64_t units = half ? weight.in_channels / 2 : weight.in_channels;
   const int64_t width = blocks.width, taps = table.taps, channels = weight.out_channels;
-  const Buffer packed(blocks.count * taps * units * width);
+  AlignedFloats packed(blocks.count * taps * units * width);
   if (table.cells) pack(half, weight, taps, units, scale, blocks, packed.data(), threads);
 
   const auto multiply = kernels.multiply[blocks.vectors - 1];
@@ -174,7 +160,7 @@ void gather_conv_cpu(DType dtype, const void* rows, const Table& table, const Co
   run_tasks(pieces, threads, [&](int64_t piece) {
     const int64_t first = piece * kCells;
     const int64_t cells = std::min(kCells, table.cells - first);
-    const Buffer sums(cells * width);
+    AlignedFloats sums(cells * width);
     // The cells that each tap finds a row for, tap after tap.
     std::vector<const float*> from(taps * cells);
     std::vector<float*> to(taps * cells);
@@ -235,7 +221,7 @@ void gather_conv_weight_cpu(const float* rows, const Table& table, const float* 
   run_tasks(blocks.count * table.taps, threads, [&](int64_t task) {
     const int64_t t = task / blocks.count, channel = task % blocks.count * width;
     const int64_t valid = std::min<int64_t>(width, out_channels - channel);
-    const Buffer sums(in_channels * width), copies(valid < width ? kCells * width : 0);
+    AlignedFloats sums(in_channels * width), copies(valid < width ? kCells * width : 0);
     std::fill_n(sums.data(), in_channels * width, 0.0f);
     const float *from[kCells], *grads[kCells];
     int64_t pairs = 0;
