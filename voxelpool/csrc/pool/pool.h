@@ -55,6 +55,32 @@ VP_HOST_DEVICE Value divide(Value sum, int64_t count) {
   }
 }
 
+// Calls function with a value of the type that the code stands for.
+template <typename Half, typename BrainHalf, typename Function>
+void dispatch_dtype(DType dtype, const Function& function) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return function(float{});
+    case DType::kFloat64:
+      return function(double{});
+    case DType::kFloat16:
+      return function(Half{});
+    case DType::kBFloat16:
+      return function(BrainHalf{});
+    case DType::kInt8:
+      return function(int8_t{});
+    case DType::kUInt8:
+      return function(uint8_t{});
+    case DType::kInt16:
+      return function(int16_t{});
+    case DType::kInt32:
+      return function(int32_t{});
+    case DType::kInt64:
+      return function(int64_t{});
+  }
+  throw std::invalid_argument("unknown dtype code");
+}
+
 struct Groups {
   const int64_t* offsets;  // (groups + 1,)
   int64_t groups;

@@ -53,27 +53,7 @@ struct Arithmetic<__nv_bfloat16> {
 
 template <typename Function>
 void dispatch(DType dtype, Function&& function) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return function(float{});
-    case DType::kFloat64:
-      return function(double{});
-    case DType::kFloat16:
-      return function(__half{});
-    case DType::kBFloat16:
-      return function(__nv_bfloat16{});
-    case DType::kInt8:
-      return function(int8_t{});
-    case DType::kUInt8:
-      return function(uint8_t{});
-    case DType::kInt16:
-      return function(int16_t{});
-    case DType::kInt32:
-      return function(int32_t{});
-    case DType::kInt64:
-      return function(int64_t{});
-  }
-  throw std::invalid_argument("unknown dtype code");
+  dispatch_dtype<__half, __nv_bfloat16>(dtype, function);
 }
 
 // Elements side by side that are loaded and stored at once.
