@@ -6,9 +6,9 @@
 // The rules, the same on every device and for any number of threads:
 //  - max and min: NaN wins, then the extreme value; among equals (0.0 and -0.0 are equal) the
 //    lowest row. arg is that row. An empty group gives 0 and arg = rows.
-//  - sum, mean and product: rows are taken in order (on CUDA those of a long group in another order,
-//    always the same), half types in float32, integers in int64. The mean of integers is rounded
-//    down. An empty group gives 0, its product 1.
+//  - sum, mean and product: rows are taken in order (on CUDA those of a long group in another
+//    order, always the same), half types in float32, integers in int64. The mean of integers is
+//    rounded down. An empty group gives 0, its product 1.
 #pragma once
 
 #include <type_traits>
