@@ -403,8 +403,12 @@ class ClassifierBlock(_Block):
     width: PositiveInt | None = None
     """Channels of the first stage."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
-    window_pool: Literal["max", "average"] | None = None
-    """voxnet: the pooling between convolutions and fully connected layers."""
+    window_pool: Literal["max", "average", "min", "median"] | None = None
+    """What makes one cell of the window of a map."""
+    stem: Literal["imagenet", "strided", "small"] | None = None
+    """resnet18: how much its first layers shrink the grid: 4 times, twice or not at all."""
+    normalise: bool | None = None
+    """pointnet2: scale each object into the unit sphere; otherwise its size can be told."""
     occupancy: Literal["hit", "density", "log_odds"] = "hit"
     """What a cell holds (VoxNet): whether a point lies in it, or what the rays through it say."""
     grid_size: Annotated[int, Field(ge=8)] = 32
@@ -451,14 +455,18 @@ class ClassifierConfig(_Block):
                 f"classifier.occupancy {block.occupancy} follows rays, which need a grid and "
                 f"objects.source crops (here {self.model} and {self.objects.source})"
             )
-        fixed = {"pointnet2": ("head", "window_pool"), "voxnet": ()}.get(
-            self.model, ("window_pool",)
-        )
-        for key in fixed:
-            if getattr(block, key) is not None:
-                raise ValueError(f"classifier.{key} is of no use to {self.model}")
-        if block.dim == 2 and self.model in ("voxnet", "pointnet2"):
-            raise ValueError(f"classifier.dim 2 is of no use to {self.model}")
+        useless = {
+            "dim": block.dim == 2 and self.model in ("voxnet", "pointnet2"),
+            "window_pool": block.window_pool is not None and self.takes_points,
+            "head": block.head in ("spp", "flatten") and self.takes_points,
+            "stem": block.stem is not None and self.model != "resnet18",
+            "normalise": block.normalise is not None and not self.takes_points,
+        }
+        for key, is_useless in useless.items():
+            if is_useless:
+                raise ValueError(
+                    f"classifier.{key} {getattr(block, key)} is of no use to {self.model}"
+                )
         return self
 
 

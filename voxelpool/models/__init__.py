@@ -1,6 +1,19 @@
-"""Detectors, assembled from layers by a configuration."""
+"""Detectors and classifiers, assembled from layers by a configuration."""
 
-from voxelpool.models.checkpoint import load_checkpoint, load_detector
+from voxelpool.models.checkpoint import (
+    classifier_of,
+    load_checkpoint,
+    load_classifier,
+    load_detector,
+)
 from voxelpool.models.voxelnet import Precision, VoxelNet, build_detector
 
-__all__ = ["Precision", "VoxelNet", "build_detector", "load_checkpoint", "load_detector"]
+__all__ = [
+    "Precision",
+    "VoxelNet",
+    "build_detector",
+    "classifier_of",
+    "load_checkpoint",
+    "load_classifier",
+    "load_detector",
+]
