@@ -16,8 +16,8 @@ def farthest_points(points: Tensor, count: int) -> Tensor:
     alone, which go to the lowest row.
 
     Args:
-        points: (B, N, 3) floating point, computed with in float32. A row with a NaN is no point:
-            it fills up objects of fewer points.
+        points: (B, N, 3) floating point, computed with in float32. A row with a NaN or infinite
+            coordinate is no point: it fills up objects of fewer points.
         count: how many to choose.
 
     Returns:
@@ -39,7 +39,8 @@ def ball_query(points: Tensor, centres: Tensor, radius: float, count: int) -> Te
     matters in ties alone, which go to the lowest row.
 
     Args:
-        points: (B, N, 3) floating point, computed with in float32. A row with a NaN is no point.
+        points: (B, N, 3) floating point, computed with in float32. A row with a NaN or infinite
+            coordinate is no point.
         centres: (B, M, 3). One with a NaN has no neighbours.
         radius: the largest distance, itself included.
         count: the most points of a centre.
@@ -84,7 +85,7 @@ def _farthest_points(points: Tensor, count: int) -> Tensor:
     out = torch.full((batch, count), -1, dtype=torch.int64, device=points.device)
     if batch == 0 or rows == 0:
         return out
-    exists = ~points.isnan().any(2)
+    exists = points.isfinite().all(2)
     wide = points.double().masked_fill(~exists[..., None], 0)
     mean = wide.sum(1, keepdim=True) / exists.sum(1).clamp(min=1).view(-1, 1, 1)
     from_mean = _squared(*(wide - mean).unbind(2)).masked_fill(~exists, -1)
