@@ -154,18 +154,19 @@ def tiny_config(tiny_kitti: Path) -> Config:
 
 @pytest.fixture
 def tiny_archive(tmp_path: Path) -> Path:
-    """A folder with an archive of two kinds of shape that are easy to tell: posts and plates."""
+    """A folder with an archive of ten kinds of shape: posts and plates of several sizes."""
     rng = np.random.default_rng(0)
     arrays = {}
-    for split, count in (("train", 40), ("test", 10)):
+    for split, count in (("train", 60), ("test", 20)):
         grids = np.zeros((count, 8, 8, 8), np.int32)
-        labels = np.arange(count) % 2
+        labels = np.arange(count) % 10
         for grid, label in zip(grids, labels, strict=True):
             x, y, z = rng.integers(2, 6, 3)
-            if label:
-                grid[x, y, 1:7] = 1
+            size = 3 + label // 2
+            if label % 2:
+                grid[x, y, :size] = 1
             else:
-                grid[1:7, 1:7, z] = 1
+                grid[:size, :size, z] = 1
         arrays |= {f"X_{split}": grids, f"y_{split}": labels}
     folder = tmp_path / "tiny_archive"
     folder.mkdir()
