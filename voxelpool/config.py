@@ -360,6 +360,8 @@ class ObjectsConfig(_Block):
     num_workers: NonNegativeInt = 2
     """Processes that read sweeps or meshes; objects in memory need none."""
     augment: ObjectAugmentConfig = ObjectAugmentConfig()
+    turning: Literal["nearest", "linear"] = "nearest"
+    """ModelNet: a cell of a turned grid holds what its nearest one did, or a blend of four."""
     votes: PositiveInt = 12
     """Equal turns about the vertical whose probabilities are averaged in an evaluation."""
 

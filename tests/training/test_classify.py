@@ -61,6 +61,8 @@ def test_quarter_turns_mirrors_and_shifts_of_grids_are_exact(size: int) -> None:
         found = moves(angle=quarter * math.pi / 2).on_grids(grid[None])[0]
         # From x to y is from the last axis to the one before.
         assert torch.equal(found, torch.rot90(grid, quarter, (2, 1)))
+        blend = moves(angle=quarter * math.pi / 2).on_grids(grid[None], linear=True)[0]
+        torch.testing.assert_close(blend, found.float())
     assert torch.equal(moves(mirror=(-1, 1)).on_grids(grid[None])[0], grid.flip(2))
     assert torch.equal(moves(mirror=(1, -1)).on_grids(grid[None])[0], grid.flip(1))
     for shift in ((1, 0, 0), (0, -2, 0), (0, 0, 2), (-1, 2, -2), (size, 0, 0), (0, 0, -size)):
@@ -99,6 +101,19 @@ def test_a_twelfth_of_a_turn_keeps_a_round_thing() -> None:
         along = cells[:, 2] * math.cos(k * math.pi / 6) + cells[:, 1] * math.sin(k * math.pi / 6)
         assert along.abs().max() < 6.8 and along.std() > 2.5, "lies along the angle"
         assert abs(len(cells) - int(bar.sum())) < 0.3 * int(bar.sum())
+
+
+def test_linear_turns_blend_as_grid_sample_does() -> None:
+    rng = np.random.default_rng(2)
+    grid = torch.from_numpy(rng.integers(0, 2, (5, 8, 8), np.uint8))
+    for k in range(12):
+        angle = k * math.pi / 6
+        found = moves((-1, 1), angle).on_grids(grid[None], linear=True)[0]
+        cos, sin = math.cos(angle), math.sin(angle)
+        back = torch.tensor([[[-cos, -sin, 0.0], [-sin, cos, 0.0]]])
+        places = nn.functional.affine_grid(back, [1, 5, 8, 8], align_corners=False)
+        wanted = nn.functional.grid_sample(grid[None].float(), places, align_corners=False)[0]
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
 
 
 def test_batches_depend_on_seed_epoch_and_object_alone(tiny_classifier: ClassifierConfig) -> None:
@@ -219,7 +234,9 @@ def rows(folder: Path) -> list[dict[str, str]]:
 def test_training_learns_and_is_evaluated(
     tiny_classifier: ClassifierConfig, tmp_path: Path
 ) -> None:
+    still = ObjectAugmentConfig(rotations=1, mirror=0, jitter=0)
     config = changed(tiny_classifier, "train", epochs=12)
+    config = changed(changed(config, "objects", augment=still), "classifier", width=8)
     run = new_run(config, tmp_path / "run")
     fit(config, run, progress=False)
     assert run.best.is_file() and run.last.is_file()
@@ -227,7 +244,7 @@ def test_training_learns_and_is_evaluated(
     accuracy = [float(row["val/accuracy"]) for row in logged if row.get("val/accuracy")]
     assert len(accuracy) == 12 and max(accuracy) >= 0.3, "three times chance"
     losses = [float(row["train/loss"]) for row in logged if row.get("train/loss")]
-    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    assert np.mean(losses[-8:]) < 0.6 * np.mean(losses[:8]), "first and last epoch"
     classifier = load_classifier(run.best, config)
     assert not classifier.training
     objects = ObjectData(config, training=False).val_objects

@@ -81,34 +81,56 @@ class Moves:
         )
         return (turned + cell * self.shift[rows]).to(points.dtype)
 
-    def on_grids(self, grids: Tensor) -> Tensor:
-        """Moves (B, D, H, W) grids, axes z, y, x, about their middle.
+    def on_grids(self, grids: Tensor, linear: bool = False) -> Tensor:
+        """Moves grids about their middle.
 
-        A cell of the result holds what lies where its middle came from, and 0 where that is
-        outside; turns by quarters lose nothing but corners.
+        Args:
+            grids: (B, D, H, W), axes z, y, x.
+            linear: weigh the four cells around the place where the middle of a cell came from;
+                otherwise take the nearest. Turns by quarters lose nothing but corners either way.
+
+        Returns:
+            (B, D, H, W), float32 if linear, otherwise of the type of ``grids``; 0 where nothing
+            came from.
         """
-        count, depth, height, width = grids.shape
-        device = grids.device
-        y = torch.arange(height, device=device, dtype=torch.float64) - (height - 1) / 2
-        x = torch.arange(width, device=device, dtype=torch.float64) - (width - 1) / 2
+        grids = self._raised(grids)
+        height, width = grids.shape[2:]
+        y = torch.arange(height, device=grids.device, dtype=torch.float64) - (height - 1) / 2
+        x = torch.arange(width, device=grids.device, dtype=torch.float64) - (width - 1) / 2
         v = y[None, :, None] - self.shift[:, 1, None, None]
         u = x[None, None, :] - self.shift[:, 0, None, None]
         cos, sin = (part[:, None, None] for part in self.turn.unbind(-1))
         # The way back: unshifted, turned the other way, mirrored.
-        from_x = self.mirror[:, 0, None, None] * (cos * u + sin * v)
-        from_y = self.mirror[:, 1, None, None] * (cos * v - sin * u)
-        column = torch.round(from_x + (width - 1) / 2).long()
-        row = torch.round(from_y + (height - 1) / 2).long()
-        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        level = torch.arange(depth, device=device)[None] - self.shift[:, 2, None]
-        inside_z = (level >= 0) & (level < depth)
-        place = torch.where(inside, row * width + column, 0).view(count, 1, -1)
-        level = torch.where(inside_z, level, 0)
-        flat = grids.reshape(count, depth, height * width)
-        flat = flat.gather(1, level[:, :, None].expand_as(flat))
-        moved = flat.gather(2, place.expand(count, depth, -1)).view(grids.shape)
-        kept = inside_z[:, :, None, None] & inside[:, None]
-        return torch.where(kept, moved, torch.zeros((), dtype=grids.dtype, device=device))
+        column = self.mirror[:, 0, None, None] * (cos * u + sin * v) + (width - 1) / 2
+        row = self.mirror[:, 1, None, None] * (cos * v - sin * u) + (height - 1) / 2
+        if not linear:
+            return _take(grids, row.round().long(), column.round().long())
+        grids = grids.float()
+        top, left = (row + 1e-9).floor(), (column + 1e-9).floor()
+        moved = torch.zeros_like(grids)
+        for down in (0, 1):
+            for right in (0, 1):
+                weight = (1 - (row - top - down).abs()) * (1 - (column - left - right).abs())
+                cells = _take(grids, top.long() + down, left.long() + right)
+                moved += weight.clamp(0, 1).float()[:, None] * cells
+        return moved
+
+    def _raised(self, grids: Tensor) -> Tensor:
+        """Shifted along z."""
+        depth = grids.shape[1]
+        level = torch.arange(depth, device=grids.device)[None] - self.shift[:, 2, None]
+        inside = (level >= 0) & (level < depth)
+        places = torch.where(inside, level, 0)[:, :, None, None].expand_as(grids)
+        return grids.gather(1, places) * inside[:, :, None, None].to(grids.dtype)
+
+
+def _take(grids: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """What each level of (B, D, H, W) holds at (B, H, W) rows and columns; 0 outside."""
+    height, width = grids.shape[2:]
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    place = torch.where(inside, row * width + column, 0).flatten(1)[:, None]
+    found = grids.flatten(2).gather(2, place.expand(-1, grids.shape[1], -1)).view(grids.shape)
+    return found * inside[:, None].to(grids.dtype)
 
 
 def _turns(angle: Tensor) -> Tensor:
@@ -306,7 +328,7 @@ def network_inputs(
     objects, origins = batch.objects, batch.origins
     if objects.dtype == torch.uint8:
         if moves is not None:
-            objects = moves.on_grids(objects)
+            objects = moves.on_grids(objects, config.objects.turning == "linear")
         return objects[:, None].float()
     size, extent = config.classifier.grid_size, _extent(config)
     cell = extent / size
