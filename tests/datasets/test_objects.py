@@ -242,7 +242,7 @@ def test_grids_are_padded_in_the_middle(tiny_archive: Path) -> None:
     config = ObjectsConfig(source="modelnet_archive", root=str(tiny_archive))
     small = load_objects(config, "test", grid_size=8)
     large = load_objects(config, "test", grid_size=12)
-    assert large.grids.shape == (10, 12, 12, 12)
+    assert large.grids.shape == (20, 12, 12, 12)
     assert np.array_equal(large.grids[:, 2:10, 2:10, 2:10], small.grids)
     assert large.grids.sum() == small.grids.sum()
     with pytest.raises(DataError, match=r"8 cells along an edge, classifier\.grid_size has 7"):
@@ -253,7 +253,7 @@ def test_grids_as_points(tiny_archive: Path) -> None:
     config = ObjectsConfig(source="modelnet_archive", root=str(tiny_archive))
     grids = load_objects(config, "test", grid_size=8).grids
     points = load_objects(config, "test", grid_size=None)
-    for row in range(10):
+    for row in range(20):
         wanted = (np.argwhere(grids[row])[:, ::-1] + 0.5) / 4 - 1
         np.testing.assert_allclose(points[row].points, wanted, atol=1e-6)
 
