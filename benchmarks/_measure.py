@@ -16,6 +16,7 @@ import math
 import multiprocessing
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -138,9 +139,9 @@ def measure(case: Case, setting: Setting) -> dict[str, Any]:
     timer = _cuda_milliseconds if setting.device == "cuda" else _cpu_milliseconds
     live = [(contender.name, contender.run) for contender in case.contenders if contender.run]
     times: dict[str, list[float]] = {name: [] for name, _ in live}
-    for turn in range(repeats):
-        start = turn % len(live)
-        for name, run in live[start:] + live[:start]:
+    order = random.Random(0)
+    for _ in range(repeats):
+        for name, run in order.sample(live, len(live)):
             taken = times[name]
             if len(taken) < LEAST_REPEATS or sum(taken) < 1000 * seconds:
                 taken.append(timer(run))
@@ -195,20 +196,46 @@ def _compare(case: Case) -> dict[str, float]:
         got = contender.run()
         if contender.result is None:
             continue
-        pairs = list(zip(contender.result(got), expected, strict=False))
-        if not pairs or any(theirs.shape != ours.shape for theirs, ours in pairs):
-            raise Disagreement(
-                f"{case.title}: {contender.name} and {first.name} have results of shapes "
-                f"{[(tuple(theirs.shape), tuple(ours.shape)) for theirs, ours in pairs]}"
-            )
-        worst = max(_difference(*pair) for pair in pairs)
-        if not worst <= contender.tolerance:
-            raise Disagreement(
-                f"{case.title}: {contender.name} differs from {first.name} by {worst:.2g}, "
-                f"relative to the largest value; {contender.tolerance:.2g} is allowed"
-            )
+        worst = require_agreement(
+            case.title,
+            (first.name, expected),
+            (contender.name, contender.result(got)),
+            contender.tolerance,
+        )
         differences[contender.name] = worst
     return differences
+
+
+def require_agreement(
+    title: str,
+    first: tuple[str, Sequence[Tensor]],
+    other: tuple[str, Sequence[Tensor]],
+    tolerance: float,
+) -> float:
+    """The largest difference of named results, relative to the largest value.
+
+    Args:
+        title: of the case.
+        first: whose results are the measure.
+        other: may have fewer results; those are compared.
+        tolerance: what is allowed.
+
+    Raises:
+        Disagreement: it is larger than that, or shapes differ.
+    """
+    pairs = list(zip(other[1], first[1], strict=False))
+    if not pairs or any(theirs.shape != ours.shape for theirs, ours in pairs):
+        raise Disagreement(
+            f"{title}: {other[0]} and {first[0]} have results of shapes "
+            f"{[(tuple(theirs.shape), tuple(ours.shape)) for theirs, ours in pairs]}"
+        )
+    worst = max(_difference(*pair) for pair in pairs)
+    if not worst <= tolerance:
+        raise Disagreement(
+            f"{title}: {other[0]} differs from {first[0]} by {worst:.2g}, relative to the largest "
+            f"value; {tolerance:.2g} is allowed"
+        )
+    return worst
 
 
 def _difference(got: Tensor, expected: Tensor) -> float:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import _threads  # noqa: F401  before torch
 import typer
 from rich.console import Console
 from rich.progress import (

@@ -216,6 +216,23 @@ def test_layout_of_the_input_does_not_matter(name, device):
         assert_same(first(run(src, strided)), first(run(src.clone(), offsets)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int32], ids=str)
+@pytest.mark.parametrize("channels", [8, 24, 64, 72, 200])
+@pytest.mark.parametrize("name", EXTREMES)
+def test_arguments_that_fill_caches_equal_the_reference(name, channels, dtype, device):
+    """Above 1 MiB they are written past the caches, where their rows are whole lines."""
+    generator = np.random.default_rng(channels)
+    groups = (2 << 20) // (8 * channels)
+    src = random_values(generator, (2 * groups, channels), dtype).to(device)
+    offsets = torch.tensor(random_offsets(generator, 2 * groups, groups), device=device)
+    for actual, expected in zip(
+        REDUCTIONS[name](src, offsets),
+        getattr(reference, f"segment_{name}")(src, offsets),
+        strict=True,
+    ):
+        assert_same(actual, expected)
+
+
 @pytest.mark.parametrize("name", REDUCTIONS)
 @pytest.mark.parametrize("channels", [1, 33, 128])
 def test_threads_do_not_change_a_bit(name, channels):

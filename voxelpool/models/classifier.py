@@ -58,6 +58,8 @@ class GridClassifier(nn.Module):
             self.features.train(was_training)
             map_size = maps.shape[2:]
         self.head = ClassifierHead(channels, classes, head, self.dim, map_size=map_size, **options)
+        if self.dim == 3:  # a fifth to a third less time on a CPU
+            self.to(memory_format=torch.channels_last_3d)
 
     def prepare(self, objects: Tensor) -> Tensor:
         """What the first layer takes, (B, in_channels, ...), of what `forward` takes."""

@@ -4,6 +4,10 @@
 
 #include "pool_cpu.h"
 
+#if defined(VP_X86)
+#include <immintrin.h>
+#endif
+
 namespace voxelpool {
 namespace {
 
@@ -41,9 +45,13 @@ struct Order<kind, BFloat16> {
 #if defined(VP_AVX2)
 #define VP_TARGET VP_AVX2
 #define VP_BYTES 32
+#define VP_STREAMED __m256i
+#define VP_STREAM _mm256_stream_si256
 #include "extreme_block.inc"
 #define VP_TARGET VP_AVX512
 #define VP_BYTES 64
+#define VP_STREAMED __m512i
+#define VP_STREAM _mm512_stream_si512
 #include "extreme_block.inc"
 #endif
 #endif
@@ -65,6 +73,22 @@ struct ExtremeKernel {
   Rows rows;
   T* out;
   int64_t* arg;
+  // Whether arg goes past the caches, which saves reading its lines first.
+  bool arg_is_far = is_far(arg, shape);
+
+  // Nothing reads arg before the backward pass does.
+  static bool is_far(const int64_t* arg, const Groups& shape) {
+#if defined(VP_X86)
+    constexpr int64_t kLine = 64, kLeast = 1 << 20;  // bytes; less stays in the second-level cache
+    const int64_t row = shape.channels * static_cast<int64_t>(sizeof *arg);
+    return kInRegisters && shape.groups * row >= kLeast && row % kLine == 0 &&
+           reinterpret_cast<uintptr_t>(arg) % kLine == 0;
+#else
+    static_cast<void>(arg);
+    static_cast<void>(shape);
+    return false;
+#endif
+  }
 
   // `lanes` channels of group k, for any key and width. Marks are places in the group, counted from
   // 1 (filling with zeros would be a call of memset).
@@ -130,7 +154,8 @@ struct ExtremeKernel {
         constexpr int each = Register::value / sizeof(T);
         if (c_end - c >= each && shape.rows <= std::numeric_limits<Mark>::max()) {
           cover<8 * each, each>(c, c_end, [&](auto lanes, int64_t channel) VP_INLINE_LAMBDA {
-            extreme_block<kind, T, Mark, lanes>(Register{}, src, shape, rows, k, channel, out, arg);
+            extreme_block<kind, T, Mark, lanes>(Register{}, src, shape, rows, k, channel, out, arg,
+                                                arg_is_far);
           });
           continue;
         }
@@ -142,6 +167,9 @@ struct ExtremeKernel {
         group<int64_t>(k, c, c_end);
       }
     }
+#if defined(VP_X86)
+    if (arg_is_far) _mm_sfence();
+#endif
   }
 };
 
