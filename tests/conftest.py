@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from voxelpool.config import Config, parse_config
+from voxelpool.config import ClassifierConfig, Config, parse_config
 from voxelpool.datasets.calibration import Calibration
 from voxelpool.datasets.kitti import (
     DEFAULT_IMAGE_SIZE,
@@ -56,6 +56,12 @@ def kitti_sample() -> Path:
 def kitti_eval_cases() -> Path:
     """A folder of label/result sets with the figures of the devkit's evaluator."""
     return _folder_from_environment("KITTI_EVAL_CASES", "a folder of evaluation cases")
+
+
+@pytest.fixture(scope="session")
+def modelnet10() -> Path:
+    """The folder of ModelNet10's archive of occupancy grids."""
+    return _folder_from_environment("MODELNET10", "a folder with modelnet10.npz")
 
 
 @pytest.fixture
@@ -144,3 +150,46 @@ def tiny_config(tiny_kitti: Path) -> Config:
                 schedule: {{name: one_cycle}}}}
         """
     )
+
+
+@pytest.fixture
+def tiny_archive(tmp_path: Path) -> Path:
+    """A folder with an archive of ten kinds of shape: posts and plates of several sizes."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 60), ("test", 20)):
+        grids = np.zeros((count, 8, 8, 8), np.int32)
+        labels = np.arange(count) % 10
+        for grid, label in zip(grids, labels, strict=True):
+            x, y, z = rng.integers(2, 6, 3)
+            size = 3 + label // 2
+            if label % 2:
+                grid[x, y, :size] = 1
+            else:
+                grid[:size, :size, z] = 1
+        arrays |= {f"X_{split}": grids, f"y_{split}": labels}
+    folder = tmp_path / "tiny_archive"
+    folder.mkdir()
+    np.savez_compressed(folder / "modelnet10.npz", **arrays)
+    return folder
+
+
+@pytest.fixture
+def tiny_classifier(tiny_archive: Path) -> ClassifierConfig:
+    """A classifier small enough to train in a test, on `tiny_archive`."""
+    config = parse_config(
+        f"""
+        name: tiny_classifier
+        model: small_cnn
+        objects:
+          source: modelnet_archive
+          root: {tiny_archive}
+          augment: {{rotations: 4, mirror: 0.2, jitter: 1}}
+          votes: 4
+        classifier: {{grid_size: 10, width: 4}}
+        train: {{epochs: 2, batch_size: 8, optimizer: adamw, lr: 0.01, val_every: 1,
+                schedule: {{name: one_cycle}}}}
+        """
+    )
+    assert isinstance(config, ClassifierConfig)
+    return config

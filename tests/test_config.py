@@ -6,11 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from voxelpool.config import dump_config, load_config, parse_config, save_config
+from voxelpool.config import (
+    ClassifierConfig,
+    dump_config,
+    load_config,
+    load_detector_config,
+    parse_config,
+    save_config,
+)
 from voxelpool.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CAR = CONFIGS / "voxelnet_car.yaml"
+CROPS = CONFIGS / "classify_voxnet_crops.yaml"
+MODELNET = CONFIGS / "classify_voxnet_modelnet10.yaml"
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -116,3 +125,53 @@ def test_class_named_twice() -> None:
     anchor = config.anchors[0].model_dump_json()
     with pytest.raises(ConfigError, match="name a class twice"):
         load_config(CAR, [f"anchors=[{anchor},{anchor}]"])
+
+
+def test_classifier_configs() -> None:
+    """VoxNet's own moves and votes (facts 4.8), and what the sources imply."""
+    config = load_config(MODELNET)
+    assert isinstance(config, ClassifierConfig)
+    assert config.classes[:2] == ("bathtub", "bed") and len(config.classes) == 10
+    assert config.objects.val_split_name == "test"
+    moves = config.objects.augment
+    assert (moves.rotations, moves.mirror, moves.jitter) == (12, 0.2, 2)
+    assert (config.objects.votes, config.classifier.grid_size) == (12, 32)
+    crops = load_config(CROPS)
+    assert crops.objects.val_split_name == "val" and "pole" in crops.classes
+    assert load_config(CROPS, ["objects.classes=[Car,pole]"]).classes == ("Car", "pole")
+
+
+@pytest.mark.parametrize(
+    ("path", "override", "message"),
+    [
+        (CROPS, "model=voxnett", r"model: must be one of voxelnet, voxnet, .* \(got 'voxnett'\)"),
+        (CROPS, "model=[1]", "model: must be one of"),
+        (CROPS, "grid={}", "grid: unknown key"),
+        (CROPS, "objects.rooot=x", "objects.rooot: unknown key, did you mean root"),
+        (CROPS, "objects.augment.jitterr=1", "objects.augment.jitterr: .*did you mean jitter"),
+        (CROPS, "objects.source=kitti", "objects.source: .*'crops'"),
+        (CROPS, "objects.classes=[Car,Pole]", "objects: .* called Pole; did you mean pole"),
+        (CROPS, "objects.classes=[Car,Car]", "objects: classes name Car twice"),
+        (CROPS, "objects.extent=0", "objects.extent: .*greater than 0"),
+        (CROPS, "classifier.head=gap", "classifier.head: .*'average'"),
+        (CROPS, "classifier.dim=2", "classifier.dim 2 is of no use to voxnet"),
+        (CROPS, "classifier.stem=small", "classifier.stem small is of no use to voxnet"),
+        (CROPS, "classifier.normalise=true", "classifier.normalise True is of no use"),
+        (CROPS, "classifier.dropout=1", "classifier.dropout: .*less than 1"),
+        (MODELNET, "classifier.occupancy=density", "occupancy density follows rays"),
+        (MODELNET, "objects.classes=[a,b]", "objects: classes: the archive has 10 classes, got 2"),
+        (CONFIGS / "classify_pointnet2_crops.yaml", "classifier.head=spp", "spp is of no use"),
+    ],
+)
+def test_bad_classifier_values(path: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(path, [override])
+    assert str(caught.value).startswith(str(path))
+
+
+def test_classifier_without_a_model_and_detector_wanted() -> None:
+    with pytest.raises(ConfigError, match=r"x\.yaml: model: is missing"):
+        parse_config("{name: a, objects: {source: crops, root: b}}", source="x.yaml")
+    with pytest.raises(ConfigError, match=r"crops\.yaml: voxnet is a classifier"):
+        load_detector_config(CROPS)
+    assert load_detector_config(CAR) == load_config(CAR)

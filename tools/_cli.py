@@ -65,6 +65,11 @@ def progress(iterable: Iterable[T], description: str, total: int | None = None) 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
     """A progress bar whose tasks the caller adds and advances."""
+    with _bar() as bar:
+        yield bar
+
+
+def _bar() -> Progress:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -73,8 +78,32 @@ def progress_bar() -> Iterator[Progress]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=_stderr) as bar:
-        yield bar
+    return Progress(*columns, console=_stderr)
+
+
+@contextmanager
+def reading() -> Iterator[Callable[[str, int, int], None]]:
+    """Yields what shows how far the reading of something has come: (what, done, total).
+
+    The bar goes away when all is read, so that another one may follow.
+    """
+    bars: dict[str, Progress] = {}
+
+    def show(what: str, done: int, total: int) -> None:
+        if what not in bars and done < total:
+            bars[what] = _bar()
+            bars[what].start()
+            bars[what].add_task(what, total=total)
+        if what in bars:
+            bars[what].update(bars[what].task_ids[0], completed=done)
+            if done >= total:
+                bars.pop(what).stop()
+
+    try:
+        yield show
+    finally:
+        for bar in bars.values():
+            bar.stop()
 
 
 def _one_line(error: BaseException) -> str:

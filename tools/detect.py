@@ -13,7 +13,7 @@ import torch
 import typer
 from rich.table import Table
 
-from voxelpool.config import load_config
+from voxelpool.config import load_detector_config
 from voxelpool.datasets.kitti import (
     find_beside,
     read_label,
@@ -70,7 +70,7 @@ def main(
     --checkpoint runs/demo/checkpoints/best.ckpt -o detections --png
     """
     overrides = [text for text in inputs if "=" in text and not Path(text).exists()]
-    settings = load_config(config, overrides)
+    settings = load_detector_config(config, overrides)
     paths = find_sweeps([Path(text) for text in inputs if text not in overrides])
     if calib is not None and len(paths) > 1:
         raise DataError(f"--calib belongs to one sweep, but INPUT names {len(paths)}")

@@ -1,4 +1,4 @@
-"""Scores detections against labels as KITTI's object benchmark does."""
+"""Scores detections against labels as KITTI's object benchmark does, and classifiers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from voxelpool.config import Config, load_config
+from voxelpool.config import ClassifierConfig, Config, load_config
 from voxelpool.datasets.kitti import (
     KittiDataset,
     KittiObjects,
@@ -25,10 +25,19 @@ from voxelpool.datasets.kitti import (
     write_result,
 )
 from voxelpool.errors import ConfigError, DataError
-from voxelpool.evaluation import DIFFICULTIES, MIN_IOU, KittiResult, evaluate, table_rows
+from voxelpool.evaluation import (
+    DIFFICULTIES,
+    MIN_IOU,
+    ClassificationScores,
+    KittiResult,
+    classification_scores,
+    evaluate,
+    table_rows,
+)
 from voxelpool.files import atomic_write, refuse_existing
-from voxelpool.models import Precision, load_detector
-from voxelpool.training import detect_frames
+from voxelpool.models import Precision, load_classifier, load_detector
+from voxelpool.training import ObjectData, class_probabilities, detect_frames
+from voxelpool.visualization import draw_confusion
 
 CLASSES = ["Car", "Pedestrian", "Cyclist"]
 
@@ -68,7 +77,13 @@ def main(
         typer.Option(metavar="CLASS=IOU...", help="overlap that a match must exceed"),
     ] = None,
     json_out: Annotated[
-        Path | None, typer.Option("--json", help="also write average precision to this file")
+        Path | None, typer.Option("--json", help="also write all figures to this file")
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            help="classifier: its confusion matrix  [default: confusion.png by CHECKPOINT]"
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="where to detect: cpu, cuda, cuda:1")] = "cuda"
     if torch.cuda.is_available()
@@ -87,12 +102,28 @@ def main(
     --split data/kitti/ImageSets/val.txt --classes Car Cyclist --min-iou Car=0.5 --json ap.json
 
     Example: python tools/evaluate.py configs/demo.yaml --checkpoint runs/demo/checkpoints/best.ckpt
+
+    With the configuration of a classifier: accuracy over all objects of its validation split and
+    the mean over the classes, by the votes of objects.votes turns, and the confusion matrix.
+
+    Example: python tools/evaluate.py configs/classify_voxnet_crops.yaml objects.votes=1
+    --checkpoint runs/classify_voxnet_crops/checkpoints/best.ckpt
     """
     overlaps = parse_min_iou(min_iou or [])
     if config is not None:
         if checkpoint is None or labels is not None:
             raise ConfigError("CONFIG goes with --checkpoint, and its labels are those of its data")
         settings = load_config(config, overrides or [])
+        if isinstance(settings, ClassifierConfig):
+            if results is not None or classes or min_iou or precision != "32":
+                raise ConfigError(
+                    f"{config}: is a classifier; --results, --classes, --min-iou and --precision "
+                    "are for detectors"
+                )
+            scores = classify_split(settings, checkpoint, split, device)
+            picture = picture or checkpoint.with_name("confusion.png")
+            report_classes(scores, settings, picture, json_out)
+            return
         classes = classes or list(settings.classes)
         truth, found = detect_split(settings, checkpoint, split, results, device, precision)
     else:
@@ -135,6 +166,62 @@ def detect_split(
         if out is not None:
             write_result(out / f"{frame.frame_id}.txt", objects)
     return truth, found
+
+
+def classify_split(
+    config: ClassifierConfig, checkpoint: Path, split: Path | None, device: str
+) -> ClassificationScores:
+    """Classifies every object of a split."""
+    if split is not None:
+        objects = config.objects.model_copy(update={"val_split": str(split)})
+        config = config.model_copy(update={"objects": objects})
+    classifier = load_classifier(checkpoint, config).to(device)
+    with _cli.reading() as reading:
+        objects = ObjectData(config, progress=reading, training=False).val_objects
+    labels, predicted = [], []
+    with _cli.progress_bar() as bar:
+        task = bar.add_task("classifying", total=len(objects))
+        for probabilities, truth in class_probabilities(classifier, objects, config, device=device):
+            labels.append(truth)
+            predicted.append(probabilities.argmax(1))
+            bar.advance(task, len(truth))
+    return classification_scores(
+        torch.cat(labels).numpy(), torch.cat(predicted).numpy(), config.classes
+    )
+
+
+def report_classes(
+    scores: ClassificationScores, config: ClassifierConfig, picture: Path, json_out: Path | None
+) -> None:
+    """Prints the table, and writes the picture and the JSON file."""
+    votes = config.objects.votes
+    title = f"{config.name}, {scores.num_objects} objects, {votes} vote{'s' if votes > 1 else ''}"
+    table = Table("class", title=title, box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for heading in ("objects", "recall, %", "precision, %"):
+        table.add_column(heading, justify="right")
+    counts = scores.confusion.sum(axis=1).tolist()
+    for name, count, *shares in zip(
+        scores.classes, counts, scores.recall.tolist(), scores.precision.tolist(), strict=True
+    ):
+        table.add_row(name, str(count), *(f"{100 * x:.2f}" if x == x else "-" for x in shares))
+    _cli.console.print(table)
+    _cli.console.print(
+        f"overall accuracy {100 * scores.accuracy:.2f} %, "
+        f"class mean {100 * scores.class_mean:.2f} %",
+        highlight=False,
+    )
+    draw_confusion(
+        scores.confusion,
+        scores.classes,
+        picture,
+        title=f"{config.name}: {100 * scores.accuracy:.1f}% of {scores.num_objects}",
+    )
+    _cli.console.print(str(picture))
+    if json_out is not None:
+        with atomic_write(json_out) as file:
+            json.dump({"votes": votes, **scores.to_dict()}, file, indent=2)
+            file.write("\n")
+        _cli.console.print(str(json_out))
 
 
 def report(

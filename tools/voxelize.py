@@ -12,7 +12,7 @@ import typer
 from _cli import console, run
 from rich.table import Table
 
-from voxelpool.config import load_config
+from voxelpool.config import load_detector_config
 from voxelpool.datasets.sweeps import LoneSweep, read_lone_sweep
 from voxelpool.files import atomic_write, refuse_existing
 from voxelpool.ops import voxelize
@@ -54,7 +54,7 @@ def main(
     Example: python tools/voxelize.py data/kitti/training/velodyne/000000.bin
     --config configs/voxelnet_car.yaml -o 000000.npz
     """
-    settings = load_config(config, overrides or [])
+    settings = load_detector_config(config, overrides or [])
     if out is not None and not overwrite:
         refuse_existing(out)
     grid, limit = settings.grid.to_grid(), settings.vfe.max_points

@@ -32,6 +32,21 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 ObjectClass = Literal[
     "Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc"
 ]
+UNLABELLED_CLASSES = ("pole", "wall", "fence", "bush", "tree", "container", "bin", "sign")
+"""Things of simulated scenes that KITTI does not label."""
+CROP_CLASSES = ("Car", "Van", "Truck", "Pedestrian", "Cyclist", "pole", "wall", "bush", "tree")
+MODELNET10_CLASSES = (
+    "bathtub",
+    "bed",
+    "chair",
+    "desk",
+    "dresser",
+    "monitor",
+    "night_stand",
+    "sofa",
+    "table",
+    "toilet",
+)
 
 
 class _Block(BaseModel):
@@ -308,8 +323,165 @@ class Config(_Block):
         return self
 
 
-def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
-    """Reads a configuration.
+class ObjectAugmentConfig(_Block):
+    """Random changes to training objects (VoxNet): turned about the vertical, mirrored, shifted."""
+
+    rotations: PositiveInt = 12
+    """One of so many equal turns about the vertical; 1 turns nothing."""
+    mirror: Probability = 0.2
+    """How likely each of the two level axes is reversed."""
+    jitter: NonNegativeInt = 2
+    """Shifts along each axis by up to so many cells."""
+
+
+class ObjectsConfig(_Block):
+    """Where labelled objects come from and how they are seen."""
+
+    source: Literal["modelnet_archive", "modelnet_off", "crops"]
+    """ModelNet as an archive of grids or as folders of OFF meshes, or what lies inside the boxes of
+    a data set in KITTI's layout; simulated sets also give things that KITTI does not label."""
+    root: str
+    """The archive (or the folder that holds modelnet10.npz), ModelNet's folder, or the data set."""
+    classes: tuple[str, ...] = ()
+    """Names in the order of the scores; empty takes ModelNet10's, or for crops CROP_CLASSES."""
+    train_split: str = "train"
+    val_split: str = ""
+    """Empty: test of ModelNet, val of a data set."""
+    extent: PositiveFloat = 6.4
+    """crops: edge of the cube about the middle of a box that a network sees, metres."""
+    margin: NonNegativeFloat = 0.1
+    """crops: how far a box is grown on all sides before its points are taken, metres."""
+    min_points: PositiveInt = 10
+    """crops: objects of fewer points are left out."""
+    things: NonNegativeInt = 3
+    """crops: at most so many of each unlabelled class are taken from one sweep."""
+    cache: str | None = None
+    """A folder to keep what was read in; null reads anew each time."""
+    num_workers: NonNegativeInt = 2
+    """Processes that read sweeps or meshes; objects in memory need none."""
+    augment: ObjectAugmentConfig = ObjectAugmentConfig()
+    turning: Literal["nearest", "linear"] = "nearest"
+    """ModelNet: a cell of a turned grid holds what its nearest one did, or a blend of four."""
+    votes: PositiveInt = 12
+    """Equal turns about the vertical whose probabilities are averaged in an evaluation."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes, given or implied."""
+        return self.classes or (CROP_CLASSES if self.source == "crops" else MODELNET10_CLASSES)
+
+    @property
+    def val_split_name(self) -> str:
+        """The validation split, given or implied."""
+        return self.val_split or ("val" if self.source == "crops" else "test")
+
+    @model_validator(mode="after")
+    def _names_its_classes(self) -> ObjectsConfig:
+        names = self.class_names
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ValueError(f"classes name {min(twice)} twice")
+        if self.source == "crops":
+            known = (*get_args(ObjectClass), *UNLABELLED_CLASSES)
+            for name in names:
+                if name not in known:
+                    close = difflib.get_close_matches(name, known, n=1)
+                    hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+                    raise ValueError(f"classes: no box or thing is called {name}; {hint}")
+        if self.source == "modelnet_archive" and len(names) != len(MODELNET10_CLASSES):
+            raise ValueError(
+                f"classes: the archive has {len(MODELNET10_CLASSES)} classes, got {len(names)}"
+            )
+        return self
+
+
+class ClassifierBlock(_Block):
+    """The network of a classifier; null leaves it to the network."""
+
+    head: Literal["average", "max", "both", "spp", "flatten"] | None = None
+    """What makes a vector of the last map: a global pooling, a pyramid, or all of its cells."""
+    dim: Literal[2, 3] = 3
+    """Convolutions over the grid, or over its level slices as channels."""
+    width: PositiveInt | None = None
+    """Channels of the first stage."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    window_pool: Literal["max", "average", "min", "median"] | None = None
+    """What makes one cell of the window of a map."""
+    stem: Literal["imagenet", "strided", "small"] | None = None
+    """resnet18: how much its first layers shrink the grid: 4 times, twice or not at all."""
+    normalise: bool | None = None
+    """pointnet2: scale each object into the unit sphere; otherwise its size can be told."""
+    occupancy: Literal["hit", "density", "log_odds"] = "hit"
+    """What a cell holds (VoxNet): whether a point lies in it, or what the rays through it say."""
+    grid_size: Annotated[int, Field(ge=8)] = 32
+    """Cells along each edge of the grid."""
+    points: PositiveInt = 1024
+    """pointnet2: points of an object, drawn anew each time."""
+
+
+class ClassifierLossConfig(_Block):
+    """Cross entropy."""
+
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: each class counts alike, however many objects it has."""
+
+
+class ClassifierConfig(_Block):
+    """Everything that the training of a classifier depends on."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    """Names the run's folder."""
+    model: Literal["voxnet", "resnet18", "nin", "spp_net", "small_cnn", "pointnet2"]
+    seed: NonNegativeInt = 0
+    objects: ObjectsConfig
+    classifier: ClassifierBlock = ClassifierBlock()
+    loss: ClassifierLossConfig = ClassifierLossConfig()
+    train: TrainConfig = TrainConfig()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the scores."""
+        return self.objects.class_names
+
+    @property
+    def takes_points(self) -> bool:
+        """Whether the network is given points, not a grid."""
+        return self.model == "pointnet2"
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ClassifierConfig:
+        block = self.classifier
+        if block.occupancy != "hit" and (self.takes_points or self.objects.source != "crops"):
+            raise ValueError(
+                f"classifier.occupancy {block.occupancy} follows rays, which need a grid and "
+                f"objects.source crops (here {self.model} and {self.objects.source})"
+            )
+        useless = {
+            "dim": block.dim == 2 and self.model in ("voxnet", "pointnet2"),
+            "window_pool": block.window_pool is not None and self.takes_points,
+            "head": block.head in ("spp", "flatten") and self.takes_points,
+            "stem": block.stem is not None and self.model != "resnet18",
+            "normalise": block.normalise is not None and not self.takes_points,
+        }
+        for key, is_useless in useless.items():
+            if is_useless:
+                raise ValueError(
+                    f"classifier.{key} {getattr(block, key)} is of no use to {self.model}"
+                )
+        return self
+
+
+AnyConfig = Config | ClassifierConfig
+_ROOTS: dict[str, type[AnyConfig]] = {
+    name: root
+    for root in (Config, ClassifierConfig)
+    for name in get_args(root.model_fields["model"].annotation)
+}
+
+
+def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> AnyConfig:
+    """Reads a configuration; its key ``model`` decides whether of a detector or a classifier.
 
     Args:
         path: a YAML file.
@@ -333,7 +505,19 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     return parse_config(text, overrides, source=str(path))
 
 
-def parse_config(text: str, overrides: Sequence[str] = (), source: str = "config") -> Config:
+def load_detector_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+    """Like `load_config`, for detectors alone.
+
+    Raises:
+        ConfigError: as there, or it is a classifier's.
+    """
+    config = load_config(path, overrides)
+    if not isinstance(config, Config):
+        raise ConfigError(f"{path}: {config.model} is a classifier; this takes a detector")
+    return config
+
+
+def parse_config(text: str, overrides: Sequence[str] = (), source: str = "config") -> AnyConfig:
     """Like `load_config`, from YAML text; ``source`` is what errors call it."""
     try:
         values = yaml.safe_load(text)
@@ -343,19 +527,23 @@ def parse_config(text: str, overrides: Sequence[str] = (), source: str = "config
         raise ConfigError(f"{source}: must hold keys and values, got {type(values).__name__}")
     for override in overrides:
         _apply_override(values, override)
+    model = values.get("model", "voxnet" if "objects" in values else "voxelnet")
+    if not isinstance(model, str) or model not in _ROOTS:
+        raise ConfigError(f"{source}: model: must be one of {', '.join(_ROOTS)} (got {model!r})")
+    root = _ROOTS[model]
     try:
-        return Config.model_validate(values)
+        return root.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, source)) from error
+        raise ConfigError(_explain(error, source, root)) from error
 
 
-def save_config(config: Config, path: str | os.PathLike[str]) -> None:
+def save_config(config: AnyConfig, path: str | os.PathLike[str]) -> None:
     """Writes a configuration as YAML that `load_config` reads to an equal one."""
     with atomic_write(path) as file:
         file.write(dump_config(config))
 
 
-def dump_config(config: Config) -> str:
+def dump_config(config: AnyConfig) -> str:
     """The configuration as YAML text."""
     values = config.model_dump(mode="json")
     return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=100)
@@ -407,14 +595,14 @@ def _list_index(place: list[Any], name: str, override: str) -> int:
     return int(name)
 
 
-def _explain(error: ValidationError, source: str) -> str:
+def _explain(error: ValidationError, source: str, root: type[_Block]) -> str:
     lines = []
     problems = error.errors()
     for problem in problems:
         place = problem["loc"]
         if any(len(o["loc"]) > len(place) and o["loc"][: len(place)] == place for o in problems):
             continue  # said better further down
-        parts, blocks = _walk(place)
+        parts, blocks = _walk(place, root)
         if problem["type"] == "extra_forbidden":
             text = f"unknown key{_suggestion(parts[-1], blocks)}"
         elif problem["type"] == "missing":
@@ -428,11 +616,13 @@ def _explain(error: ValidationError, source: str) -> str:
     return f"{source}: " + "; ".join(lines)
 
 
-def _walk(location: tuple[int | str, ...]) -> tuple[list[str], list[type[_Block]]]:
+def _walk(
+    location: tuple[int | str, ...], root: type[_Block]
+) -> tuple[list[str], list[type[_Block]]]:
     """The keys of a location, less union tags, and the blocks that its last key may belong to."""
     parts: list[str] = []
     here: list[type[_Block]] = []
-    below: list[type[_Block]] = [Config]
+    below: list[type[_Block]] = [root]
     for part in location:
         tagged = [block for block in below if part in _names_of(block)]
         if isinstance(part, str) and tagged and parts and parts[-1].isdigit():

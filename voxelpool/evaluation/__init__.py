@@ -1,7 +1,8 @@
-"""How good detections are: average precision as the benchmarks compute it."""
+"""How good detections are, as the benchmarks compute it, and how good classifications are."""
 
 from __future__ import annotations
 
+from voxelpool.evaluation.classification import ClassificationScores, classification_scores
 from voxelpool.evaluation.kitti import (
     DIFFICULTIES,
     METRICS,
@@ -16,8 +17,10 @@ __all__ = [
     "DIFFICULTIES",
     "METRICS",
     "MIN_IOU",
+    "ClassificationScores",
     "KittiResult",
     "TableRow",
+    "classification_scores",
     "evaluate",
     "table_rows",
 ]

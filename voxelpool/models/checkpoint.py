@@ -6,20 +6,23 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
-from voxelpool.config import Config, dump_config, parse_config
+from voxelpool.config import AnyConfig, ClassifierConfig, Config, dump_config, parse_config
 from voxelpool.errors import CheckpointError, ConfigError
+from voxelpool.models.classifier import build_classifier
 from voxelpool.models.voxelnet import VoxelNet, build_detector
 
 CONFIG_KEY = "voxelpool_config"
 WEIGHTS_PREFIX = "model."
 _DECIDES_THE_NETWORK = ("model", "grid", "anchors", "vfe", "middle", "rpn")
+_DECIDES_THE_CLASSIFIER = ("model", "classes", "classifier")
 
 
-def config_entry(config: Config) -> dict[str, str]:
+def config_entry(config: AnyConfig) -> dict[str, str]:
     """What a checkpoint holds beside the weights, so that it can be checked against a config."""
     return {CONFIG_KEY: dump_config(config)}
 
@@ -44,7 +47,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return contents
 
 
-def checkpoint_config(contents: dict[str, Any], path: str | os.PathLike[str]) -> Config:
+def checkpoint_config(contents: dict[str, Any], path: str | os.PathLike[str]) -> AnyConfig:
     """The configuration that a checkpoint was trained with."""
     try:
         return parse_config(contents[CONFIG_KEY], source=str(path))
@@ -65,22 +68,70 @@ def load_detector(path: str | os.PathLike[str], config: Config | None = None) ->
     """
     contents = load_checkpoint(path)
     trained = checkpoint_config(contents, path)
-    config = trained if config is None else config
+    if config is None:
+        if not isinstance(trained, Config):
+            raise CheckpointError(f"{path}: is of the classifier {trained.model}, no detector")
+        config = trained
     require_same_network(config, trained, path)
-    detector = build_detector(config)
+    return _with_weights(build_detector(config), contents, path)
+
+
+def load_classifier(
+    path: str | os.PathLike[str], config: ClassifierConfig | None = None
+) -> nn.Module:
+    """Like `load_detector`, for a classifier; its forward gives logits (B, classes).
+
+    Raises:
+        CheckpointError: as there.
+    """
+    contents = load_checkpoint(path)
+    trained = checkpoint_config(contents, path)
+    if config is None:
+        if not isinstance(trained, ClassifierConfig):
+            raise CheckpointError(f"{path}: is of the detector {trained.model}, no classifier")
+        config = trained
+    require_same_network(config, trained, path)
+    return _with_weights(classifier_of(config), contents, path)
+
+
+def classifier_of(config: ClassifierConfig) -> nn.Module:
+    """The network that a configuration describes, untrained."""
+    return build_classifier(config.model, len(config.classes), **classifier_options(config))
+
+
+def classifier_options(config: ClassifierConfig) -> dict[str, Any]:
+    """What `build_classifier` is told beside model and classes: what the configuration states."""
+    options = config.classifier.model_dump(exclude_none=True)
+    if config.takes_points:
+        del options["dim"]
+    return options
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def _with_weights(
+    network: Network, contents: dict[str, Any], path: str | os.PathLike[str]
+) -> Network:
     weights = {
-        name.removeprefix(WEIGHTS_PREFIX): value for name, value in contents["state_dict"].items()
+        name.removeprefix(WEIGHTS_PREFIX): value
+        for name, value in contents["state_dict"].items()
+        if name.startswith(WEIGHTS_PREFIX)
     }
     try:
-        detector.load_state_dict(weights)
+        network.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"{path}: its weights do not fit: {error}") from error
-    return detector.eval()
+    return network.eval()
 
 
-def require_same_network(config: Config, trained: Config, path: str | os.PathLike[str]) -> None:
+def require_same_network(
+    config: AnyConfig, trained: AnyConfig, path: str | os.PathLike[str]
+) -> None:
     """Raises CheckpointError, naming the key, unless both describe the same network."""
-    for key in _DECIDES_THE_NETWORK:
+    classifier = isinstance(config, ClassifierConfig) and isinstance(trained, ClassifierConfig)
+    keys = _DECIDES_THE_CLASSIFIER if classifier else _DECIDES_THE_NETWORK
+    for key in keys if type(config) is type(trained) else ("model",):
         asked, has = getattr(config, key), getattr(trained, key)
         difference = first_difference(asked, has, key)
         if difference:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from voxelpool.nn.attention import CBAM, SqueezeExcite
+from voxelpool.nn.heads import ClassifierHead
 from voxelpool.nn.middle import DenseMiddle, VoxelConv3d, scatter_to_dense
 from voxelpool.nn.pooling import GlobalPool, WindowPool
 from voxelpool.nn.pyramid import (
@@ -13,6 +14,7 @@ from voxelpool.nn.pyramid import (
     WindowPyramidPool,
 )
 from voxelpool.nn.rpn import RPN
+from voxelpool.nn.set_abstraction import PointMLP, SetAbstraction
 from voxelpool.nn.vfe import VFE, PackedBatchNorm, PointLayer, VFELayer, point_features
 
 __all__ = [
@@ -20,12 +22,15 @@ __all__ = [
     "RPN",
     "SPPF",
     "VFE",
+    "ClassifierHead",
     "DenseMiddle",
     "GlobalPool",
     "PackedBatchNorm",
     "ParallelSPP",
     "PointLayer",
+    "PointMLP",
     "PyramidNeck",
+    "SetAbstraction",
     "SpatialPyramidPool",
     "SqueezeExcite",
     "VFELayer",

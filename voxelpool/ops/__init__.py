@@ -14,6 +14,8 @@ from voxelpool.ops.composite import (
 from voxelpool.ops.conv import conv_table, gather_conv, gather_conv_affine
 from voxelpool.ops.encode import encode_points, encode_voxels
 from voxelpool.ops.median import segment_median
+from voxelpool.ops.neighbours import ball_query, farthest_points
+from voxelpool.ops.occupancy import occupancy_grid
 from voxelpool.ops.pool import segment_max, segment_mean, segment_min, segment_sum
 from voxelpool.ops.scatter import (
     scatter,
@@ -44,16 +46,19 @@ from voxelpool.ops.voxel_pool import points_to_voxels, voxel_pool
 from voxelpool.ops.voxelize import voxelize, voxelize_static
 
 __all__ = [
+    "ball_query",
     "boxes_iou_3d",
     "boxes_iou_bev",
     "conv_table",
     "encode_points",
     "encode_voxels",
+    "farthest_points",
     "gather_conv",
     "gather_conv_affine",
     "gather_coo",
     "gather_csr",
     "nms_rotated",
+    "occupancy_grid",
     "points_in_boxes",
     "points_to_voxels",
     "scatter",

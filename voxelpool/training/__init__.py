@@ -1,15 +1,25 @@
 """Training: batches, the Lightning module, runs and their folders."""
 
+from voxelpool.training.classify import (
+    ClassifierModule,
+    ObjectBatch,
+    ObjectData,
+    class_probabilities,
+)
 from voxelpool.training.data import SweepBatch, SweepData, collate
 from voxelpool.training.module import DetectorModule
 from voxelpool.training.results import detect_frames, result_objects
 from voxelpool.training.run import Run, find_run, fit, new_run
 
 __all__ = [
+    "ClassifierModule",
     "DetectorModule",
+    "ObjectBatch",
+    "ObjectData",
     "Run",
     "SweepBatch",
     "SweepData",
+    "class_probabilities",
     "collate",
     "detect_frames",
     "find_run",

@@ -8,7 +8,7 @@ import lightning
 import torch
 from torch import Tensor
 
-from voxelpool.config import Config
+from voxelpool.config import AnyConfig, Config
 from voxelpool.datasets.kitti import KittiObjects
 from voxelpool.errors import TrainingError
 from voxelpool.evaluation import evaluate
@@ -27,7 +27,60 @@ BEST_METRIC = "val/3d"
 _SHORT_NAMES = {"loss": "loss", "score_positive": "pos", "score_negative": "neg", "residual": "box"}
 
 
-class DetectorModule(lightning.LightningModule):
+class TrainedModule(lightning.LightningModule):
+    """What detectors and classifiers have in common: optimizer, schedule and checkpoints.
+
+    Args:
+        config: the configuration; subclasses build ``model`` from it.
+
+    Attributes:
+        best_metric: what the best checkpoint has most of.
+    """
+
+    best_metric: str
+
+    def __init__(self, config: AnyConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Optimizer and schedule of the configuration."""
+        train = self.config.train
+        parameters = self.model.parameters()
+        optimizer: torch.optim.Optimizer
+        if train.optimizer == "sgd":
+            optimizer = torch.optim.SGD(
+                parameters, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay
+            )
+        else:
+            optimizer = torch.optim.AdamW(parameters, lr=train.lr, weight_decay=train.weight_decay)
+        return {"optimizer": optimizer, "lr_scheduler": self._schedule(optimizer)}
+
+    def _schedule(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        schedule = self.config.train.schedule
+        if schedule.name == "one_cycle":
+            cycle = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer,
+                max_lr=self.config.train.lr,
+                total_steps=int(self.trainer.estimated_stepping_batches),
+                pct_start=schedule.warmup,
+            )
+            return {"scheduler": cycle, "interval": "step"}
+        milestones = schedule.milestones if schedule.name == "step" else ()
+        steps = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(milestones), schedule.gamma)
+        return {"scheduler": steps, "interval": "epoch"}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Puts the configuration beside the weights."""
+        checkpoint.update(config_entry(self.config))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another network."""
+        trained = checkpoint_config(checkpoint, "checkpoint")
+        require_same_network(self.config, trained, "checkpoint")
+
+
+class DetectorModule(TrainedModule):
     """Trains the detector of a configuration and measures its AP.
 
     Args:
@@ -37,9 +90,11 @@ class DetectorModule(lightning.LightningModule):
     percent) each validation.
     """
 
+    best_metric = BEST_METRIC
+
     def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
+        self.config: Config = config
         self.model = build_detector(config)
         self._labels: list[KittiObjects] = []
         self._results: list[KittiObjects] = []
@@ -79,39 +134,3 @@ class DetectorModule(lightning.LightningModule):
             self.log(f"val/{name}", value)
         moderate = [values[f"{name}/3d/moderate"] for name in self.config.classes]
         self.log(BEST_METRIC, sum(moderate) / len(moderate), prog_bar=True)
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        """Optimizer and schedule of the configuration."""
-        train = self.config.train
-        parameters = self.model.parameters()
-        optimizer: torch.optim.Optimizer
-        if train.optimizer == "sgd":
-            optimizer = torch.optim.SGD(
-                parameters, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay
-            )
-        else:
-            optimizer = torch.optim.AdamW(parameters, lr=train.lr, weight_decay=train.weight_decay)
-        return {"optimizer": optimizer, "lr_scheduler": self._schedule(optimizer)}
-
-    def _schedule(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        schedule = self.config.train.schedule
-        if schedule.name == "one_cycle":
-            cycle = torch.optim.lr_scheduler.OneCycleLR(
-                optimizer,
-                max_lr=self.config.train.lr,
-                total_steps=int(self.trainer.estimated_stepping_batches),
-                pct_start=schedule.warmup,
-            )
-            return {"scheduler": cycle, "interval": "step"}
-        milestones = schedule.milestones if schedule.name == "step" else ()
-        steps = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(milestones), schedule.gamma)
-        return {"scheduler": steps, "interval": "epoch"}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Puts the configuration beside the weights."""
-        checkpoint.update(config_entry(self.config))
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint of another network."""
-        trained = checkpoint_config(checkpoint, "checkpoint")
-        require_same_network(self.config, trained, "checkpoint")

@@ -19,13 +19,15 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from voxelpool.config import Config, load_config, save_config
+from voxelpool.config import AnyConfig, ClassifierConfig, load_config, save_config
+from voxelpool.datasets.objects import Progress
 from voxelpool.errors import CheckpointError, ConfigError
 from voxelpool.files import refuse_existing
 from voxelpool.models import load_checkpoint
 from voxelpool.models.checkpoint import first_difference
+from voxelpool.training.classify import ClassifierModule, ObjectData
 from voxelpool.training.data import SweepData
-from voxelpool.training.module import BEST_METRIC, DetectorModule
+from voxelpool.training.module import DetectorModule, TrainedModule
 
 _PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
@@ -52,11 +54,11 @@ class Run:
 
     @property
     def best(self) -> Path:
-        """The checkpoint with the best validation AP so far."""
+        """The checkpoint with the best validation AP, or accuracy, so far."""
         return self.folder / "checkpoints" / "best.ckpt"
 
 
-def new_run(config: Config, folder: str | os.PathLike[str] | None = None) -> Run:
+def new_run(config: AnyConfig, folder: str | os.PathLike[str] | None = None) -> Run:
     """Makes the folder of a new training.
 
     Args:
@@ -83,7 +85,7 @@ def new_run(config: Config, folder: str | os.PathLike[str] | None = None) -> Run
     return run
 
 
-def find_run(config: Config, folder: str | os.PathLike[str] | None = None) -> Run:
+def find_run(config: AnyConfig, folder: str | os.PathLike[str] | None = None) -> Run:
     """Finds the training to go on with.
 
     Args:
@@ -113,7 +115,12 @@ def find_run(config: Config, folder: str | os.PathLike[str] | None = None) -> Ru
     if not run.last.is_file():
         raise CheckpointError(f"{run.last}: no checkpoint to resume from")
     begun = load_config(run.config_path)
-    for key in Config.model_fields:
+    if type(begun) is not type(config):
+        raise ConfigError(
+            f"{run.folder}: cannot resume with another configuration: model is {begun.model} there "
+            f"and {config.model} here"
+        )
+    for key in type(config).model_fields:
         asked, has = getattr(config, key), getattr(begun, key)
         changing = {name: getattr(asked, name) for name in _may_change(begun).get(key, ())}
         if changing:
@@ -126,21 +133,26 @@ def find_run(config: Config, folder: str | os.PathLike[str] | None = None) -> Ru
     return run
 
 
-def _may_change(begun: Config) -> dict[str, set[str]]:
+def _may_change(begun: AnyConfig) -> dict[str, set[str]]:
     """The keys that a resumed run may change; one cycle is planned for its number of epochs."""
     epochs = set() if begun.train.schedule.name == "one_cycle" else {"epochs"}
-    return {"data": {"root", "num_workers"}, "train": {"val_every", *epochs}}
+    where = {
+        "data": {"root", "num_workers"},
+        "objects": {"root", "cache", "num_workers", "votes"},
+    }
+    return {**where, "train": {"val_every", *epochs}}
 
 
 def fit(
-    config: Config,
+    config: AnyConfig,
     run: Run,
     *,
     resume: bool = False,
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
-) -> DetectorModule:
-    """Trains to the configuration's last epoch.
+    reading: Progress | None = None,
+) -> TrainedModule:
+    """Trains the configuration's detector or classifier to its last epoch.
 
     Args:
         config: the configuration.
@@ -149,6 +161,7 @@ def fit(
             that of an uninterrupted training.
         progress: show a progress bar with the parts of the loss.
         callbacks: further Lightning callbacks.
+        reading: called while a classifier's objects are read.
 
     Returns:
         The trained module.
@@ -158,9 +171,17 @@ def fit(
         TrainingError: the loss became NaN or infinite; names the frames.
         CheckpointError: the checkpoint is unreadable or of another network.
     """
-    data = SweepData(config)
+    data: SweepData | ObjectData
+    if isinstance(config, ClassifierConfig):
+        data = ObjectData(config, progress=reading)
+    else:
+        data = SweepData(config)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
-    module = DetectorModule(config)
+    module: TrainedModule
+    if isinstance(config, ClassifierConfig):
+        module = ClassifierModule(config, data.class_weights())
+    else:
+        module = DetectorModule(config)
     if resume:
         load_checkpoint(run.last)
     train = config.train
@@ -187,7 +208,7 @@ def fit(
                 ModelCheckpoint(
                     checkpoints,
                     filename="best",
-                    monitor=BEST_METRIC,
+                    monitor=module.best_metric,
                     mode="max",
                     save_top_k=1,
                     enable_version_counter=False,

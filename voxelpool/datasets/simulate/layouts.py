@@ -134,18 +134,24 @@ def _furniture(
     while s < stretch[1] - 2:
         draw = rng.random()
         if draw < trees:
-            site.add_static(statics.tree(rng, rng.uniform(5, 10)), (0.5, 0.5), s, t, raised=raised)
+            site.add_static(
+                "tree", statics.tree(rng, rng.uniform(5, 10)), (0.5, 0.5), s, t, raised=raised
+            )
         elif draw < trees + 0.25:
             lamp = statics.lamp(rng.uniform(5, 8))
-            site.add_static(lamp, (0.3, 0.3), s, t, np.pi if side > 0 else 0.0, raised=raised)
+            site.add_static(
+                "pole", lamp, (0.3, 0.3), s, t, np.pi if side > 0 else 0.0, raised=raised
+            )
         elif draw < trees + 0.45:
-            site.add_static(statics.sign(rng), (0.3, 0.3), s, t, raised=raised)
+            site.add_static("pole", statics.sign(rng), (0.3, 0.3), s, t, raised=raised)
         elif draw < trees + 0.55:
-            site.add_static(statics.bin_(rng), (0.7, 0.7), s, t, raised=raised)
+            site.add_static("bin", statics.bin_(rng), (0.7, 0.7), s, t, raised=raised)
         elif draw < trees + 0.63:
             mesh, footprint = statics.container(rng)
             yaw = rng.choice([0.0, np.pi / 2])
-            site.add_static(mesh, footprint, s, t + side * 0.5 * footprint[1], yaw, raised=raised)
+            site.add_static(
+                "container", mesh, footprint, s, t + side * 0.5 * footprint[1], yaw, raised=raised
+            )
         s += rng.exponential(6 / dense) + 2.0
 
 
@@ -156,9 +162,9 @@ def _shrubs(site: Site, t: float, side: int, depth: float, count: float) -> None
         s, at = rng.uniform(-5, 45), t + side * rng.uniform(0.5, depth)
         if rng.random() < 0.8:
             l, w, h = rng.uniform(0.8, 3.5), rng.uniform(0.8, 2.0), rng.uniform(0.6, 2.4)  # noqa: E741
-            site.add_static(statics.bush(rng, l, w, h), (l, w), s, at, rng.uniform(0, 3))
+            site.add_static("bush", statics.bush(rng, l, w, h), (l, w), s, at, rng.uniform(0, 3))
         else:
-            site.add_static(statics.conifer(rng, rng.uniform(2, 6)), (0.8, 0.8), s, at)
+            site.add_static("tree", statics.conifer(rng, rng.uniform(2, 6)), (0.8, 0.8), s, at)
 
 
 def _plots(site: Site, t: float, side: int, stretch: tuple[float, float], kind: str) -> None:
@@ -180,6 +186,7 @@ def _plots(site: Site, t: float, side: int, stretch: tuple[float, float], kind: 
             if front < 0.4:
                 h = rng.uniform(0.8, 2.0)
                 site.add_static(
+                    "bush",
                     statics.hedge(rng, length - 2, 0.9, h),
                     (length - 2, 0.9),
                     middle,
@@ -187,6 +194,7 @@ def _plots(site: Site, t: float, side: int, stretch: tuple[float, float], kind: 
                 )
             elif front < 0.58:
                 site.add_static(
+                    "fence",
                     statics.fence(length - 1, rng.uniform(0.8, 1.6)),
                     (length - 1, 0.2),
                     middle,
@@ -194,21 +202,28 @@ def _plots(site: Site, t: float, side: int, stretch: tuple[float, float], kind: 
                 )
             elif front < 0.82:
                 wall = statics.wall(length - 1, rng.uniform(0.5, 2.0))
-                site.add_static(wall, (length - 1, 0.3), middle, edge)
+                site.add_static("wall", wall, (length - 1, 0.3), middle, edge)
             if setback > 3:
                 for _ in range(rng.integers(0, 4)):
                     at = s + rng.uniform(1, length - 1)
                     back = edge + side * rng.uniform(1.5, setback)
                     if rng.random() < 0.6:
                         l, w, h = rng.uniform(1.0, 4.0), rng.uniform(0.8, 2.0), rng.uniform(0.6, 2)  # noqa: E741
-                        site.add_static(statics.bush(rng, l, w, h), (l, w), at, back)
+                        site.add_static("bush", statics.bush(rng, l, w, h), (l, w), at, back)
                     else:
-                        site.add_static(statics.tree(rng, rng.uniform(4, 9)), (1, 1), at, back)
+                        site.add_static(
+                            "tree", statics.tree(rng, rng.uniform(4, 9)), (1, 1), at, back
+                        )
         width = length if kind == "city" else length - rng.uniform(2, 5)
         if rng.random() < (0.92 if kind == "city" else 0.85):
             at = t + side * (setback + depth / 2 + 0.8)
             site.add_static(
-                statics.house(rng, width, depth, height), (width - 0.2, depth), middle, at, facing
+                "wall",
+                statics.house(rng, width, depth, height),
+                (width - 0.2, depth),
+                middle,
+                at,
+                facing,
             )
         s += length + (0.0 if rng.random() < 0.7 else rng.uniform(2, 7))
 
@@ -239,10 +254,10 @@ def _backdrop_piece(
     if rng.random() < woods:
         height = rng.uniform(5, 11)
         mesh = statics.hedge(rng, length, 5.0, height)
-        site.add_static(mesh, (length, 4.0), s, t, yaw)
+        site.add_static("bush", mesh, (length, 4.0), s, t, yaw)
     elif rng.random() < 0.85:
         mesh = statics.house(rng, length, 9.0, rng.uniform(5, 13))
-        site.add_static(mesh, (length, 9.0), s, t, yaw)
+        site.add_static("wall", mesh, (length, 9.0), s, t, yaw)
 
 
 def _residential(rng: np.random.Generator) -> Site:
@@ -336,7 +351,9 @@ def _country(rng: np.random.Generator) -> Site:
         edge = half + rng.uniform(1.0, 4.0)
         if rng.random() < 0.4:
             for s in np.arange(-80, 80, 20.0):
-                site.add_static(statics.guard_rail(20), (20, 0.3), s + 10, side * (half + 0.7))
+                site.add_static(
+                    "fence", statics.guard_rail(20), (20, 0.3), s + 10, side * (half + 0.7)
+                )
         if rng.random() < 0.3:
             _parked(site, side * (half + 3.0), (5, 45), 0.4, square=rng.random() < 0.5)
         _furniture(site, side * edge, side, (-70, 75), 0.0, trees=0.3, dense=0.7)
@@ -357,11 +374,11 @@ def _wood(site: Site, side: int, near: float, far: float, dense: float) -> None:
         kind = rng.random()
         if kind < 0.4:
             l, w, h = rng.uniform(1.0, 4.5), rng.uniform(1.0, 2.5), rng.uniform(0.7, 2.5)  # noqa: E741
-            site.add_static(statics.bush(rng, l, w, h), (l, w), s, t, rng.uniform(0, 3))
+            site.add_static("bush", statics.bush(rng, l, w, h), (l, w), s, t, rng.uniform(0, 3))
         elif kind < 0.8:
-            site.add_static(statics.tree(rng, rng.uniform(5, 11)), (0.8, 0.8), s, t)
+            site.add_static("tree", statics.tree(rng, rng.uniform(5, 11)), (0.8, 0.8), s, t)
         else:
-            site.add_static(statics.conifer(rng, rng.uniform(5, 12)), (1.5, 1.5), s, t)
+            site.add_static("tree", statics.conifer(rng, rng.uniform(5, 12)), (1.5, 1.5), s, t)
 
 
 def _highway(rng: np.random.Generator) -> Site:
@@ -373,9 +390,9 @@ def _highway(rng: np.random.Generator) -> Site:
     site.statics.append(site.ground.mesh(M.GRASS, 0.05))
     site.strip((-edge, edge), (-EXTENT, EXTENT), 0.0, M.ASPHALT)
     for s in np.arange(-80, 80, 20.0):
-        site.add_static(statics.guard_rail(20), (20, 0.3), s + 10, 0.0)
+        site.add_static("fence", statics.guard_rail(20), (20, 0.3), s + 10, 0.0)
         for side in (-1, 1):
-            site.add_static(statics.guard_rail(20), (20, 0.3), s + 10, side * (edge + 0.5))
+            site.add_static("fence", statics.guard_rail(20), (20, 0.3), s + 10, side * (edge + 0.5))
     for k, t in enumerate(ts):
         heavy = 0.35 if k == lanes - 1 else 0.08
         _traffic(site, float(t), -1, 55, heavy=heavy)
@@ -384,11 +401,13 @@ def _highway(rng: np.random.Generator) -> Site:
         if rng.random() < 0.35:
             for s in np.arange(-80, 80, 20.0):
                 wall = statics.wall(20, rng.uniform(2.5, 4.0))
-                site.add_static(wall, (20, 0.3), s + 10, side * (edge + 3))
+                site.add_static("wall", wall, (20, 0.3), s + 10, side * (edge + 3))
         else:
             _wood(site, side, edge + 2.5, edge + 16, 1.0)
         for s in rng.uniform(10, 75, rng.poisson(0.6)):
-            site.add_static(statics.gantry_sign(rng), (0.4, 4.2), float(s), side * (edge + 3))
+            site.add_static(
+                "sign", statics.gantry_sign(rng), (0.4, 4.2), float(s), side * (edge + 3)
+            )
     _backdrop(site, 34, woods=0.8)
     return site
 

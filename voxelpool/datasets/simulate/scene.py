@@ -6,7 +6,7 @@ and t (to the left of the road's centre line), and comes out in the LiDAR frame.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +20,9 @@ Float = NDArray[np.float64]
 GROUND_Z = -1.70
 # Nothing is laid out beyond this distance (m) along the road.
 EXTENT = 88.0
+# What unlabelled things are called: lamps and signs on a pole, houses and walls, guard rails and
+# fences, bushes and hedges, trees, skips and the like, dustbins, large signs on two legs.
+THINGS = ("pole", "wall", "fence", "bush", "tree", "container", "bin", "sign")
 # Half length, half width (m) of the place kept free for the car that carries the sensor.
 _EGO = (0.0, 0.0, 6.5, 2.6, 0.0)
 
@@ -42,6 +45,19 @@ class SceneObject:
 
 
 @dataclass(frozen=True, eq=False)
+class SceneThing:
+    """Something that stands along a street and that KITTI does not label.
+
+    Attributes:
+        name: one of THINGS.
+        box: (7,) like a SceneObject's, around what is above the ground.
+    """
+
+    name: str
+    box: Float
+
+
+@dataclass(frozen=True, eq=False)
 class Scene:
     """What the sensor stands in.
 
@@ -49,11 +65,13 @@ class Scene:
         statics: everything that is not labelled, ground included, in the LiDAR frame.
         shade: (T,) how bright each triangle of statics is relative to its material.
         objects: what is.
+        things: what of the statics is an object to itself.
     """
 
     statics: Mesh
     shade: Float
     objects: list[SceneObject]
+    things: list[SceneThing] = field(default_factory=list)
 
     @property
     def boxes(self) -> Float:
@@ -158,6 +176,7 @@ class Site:
         self.rng, self.road, self.ground = rng, road, ground
         self.statics: list[Mesh] = []
         self.objects: list[SceneObject] = []
+        self.things: list[SceneThing] = []
         self._taken = np.zeros((256, 5))
         self._taken[0] = _EGO
         self._count = 1
@@ -220,6 +239,7 @@ class Site:
 
     def add_static(
         self,
+        name: str,
         mesh: Mesh,
         footprint: tuple[float, float],
         s: float,
@@ -228,16 +248,41 @@ class Site:
         *,
         raised: float = 0.0,
     ) -> bool:
-        """Places an unlabelled thing of (length, width) unless something is in its way."""
+        """Places an unlabelled thing of (length, width) unless something is in its way.
+
+        Args:
+            name: one of THINGS.
+            mesh: standing on z = 0 about the origin.
+            footprint: (length, width) in metres that is kept free for it.
+            s: where the mesh's origin comes to stand.
+            t: the same, across the road.
+            yaw: relative to the road.
+            raised: height of what it stands on above the ground.
+        """
         x, y, direction = (float(value) for value in self.road.pose(s, t))
         if not self._claim(x, y, *footprint, yaw + direction):
             return False
         z = float(self.ground(x, y)) + raised
         self.statics.append(mesh.moved(x, y, z, yaw + direction))
+        self.things.append(SceneThing(name, _box_above_ground(mesh, x, y, z, yaw + direction)))
         return True
 
     def finish(self) -> Scene:
         """The scene as laid out so far."""
         sizes = [len(mesh.triangles) for mesh in self.statics]
         shade = np.exp(self.rng.normal(0, 0.13, len(sizes)))
-        return Scene(merge(self.statics), np.repeat(shade, sizes), self.objects)
+        return Scene(merge(self.statics), np.repeat(shade, sizes), self.objects, self.things)
+
+
+def _box_above_ground(mesh: Mesh, x: float, y: float, z: float, yaw: float) -> Float:
+    """(7,) box of a mesh that stands on z = 0, moved to x, y, z and turned by yaw."""
+    low, high = mesh.vertices.min(axis=0), mesh.vertices.max(axis=0)
+    low[2] = 0.0
+    middle, size = (low + high) / 2, high - low
+    cos, sin = np.cos(yaw), np.sin(yaw)
+    centre = (
+        x + cos * middle[0] - sin * middle[1],
+        y + sin * middle[0] + cos * middle[1],
+        z + middle[2],
+    )
+    return np.array([*centre, *size, np.mod(yaw + np.pi, 2 * np.pi) - np.pi])

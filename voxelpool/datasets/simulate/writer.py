@@ -85,6 +85,40 @@ def simulate_frame(seed: int, index: int) -> SimulatedFrame:
     raise DataError(f"no scene with an object in {_ATTEMPTS} attempts (seed {seed}, frame {index})")
 
 
+def read_scene(root: str | os.PathLike[str], frame_id: str) -> Scene:
+    """The scene behind a frame of a simulated data set, laid out anew.
+
+    Args:
+        root: the data set.
+        frame_id: such as "000042".
+
+    Raises:
+        DataError: the data set is not simulated, is of another version of the simulator, or its
+            calibration is not that of the scene.
+    """
+    root = Path(root)
+    file = root / SETTINGS_FILE
+    try:
+        settings = Settings(**json.loads(file.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}; only simulated scenes are known") from None
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{file}: {error}") from None
+    if settings.version != VERSION:
+        raise DataError(
+            f"{file}: was simulated by version {settings.version}, this is {VERSION}, which lays "
+            "out other scenes"
+        )
+    path = root / "training" / "calib" / f"{frame_id}.txt"
+    written = Calibration.load(path)
+    for attempt in range(_ATTEMPTS):
+        rng = np.random.default_rng([settings.seed, int(frame_id), attempt])
+        scene = make_scene(rng)
+        if np.allclose(draw_calibration(rng).Tr_velo_to_cam, written.Tr_velo_to_cam, atol=1e-6):
+            return scene
+    raise DataError(f"{path}: is not the calibration that was simulated")
+
+
 def _paths(root: Path, index: int) -> tuple[Path, Path, Path]:
     """Sweep, label and calibration of a frame."""
     folder = root / "training"
