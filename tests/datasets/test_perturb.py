@@ -12,8 +12,8 @@ from voxelpool.datasets.objects import ObjectSet
 from voxelpool.datasets.perturb import (
     ON_GRIDS,
     ON_POINTS,
-    PerturbedFrames,
     Perturbation,
+    PerturbedFrames,
     perturb_grid,
     perturb_objects,
     perturb_points,

@@ -22,8 +22,8 @@ from voxelpool.config import (
 )
 from voxelpool.datasets.perturb import ON_GRIDS, ON_POINTS, ON_SWEEPS
 from voxelpool.errors import ConfigError, DataError
-from voxelpool.models import load_classifier
-from voxelpool.training import Run, cells_of, comparison, run_cells, write_summary
+from voxelpool.models import build_detector, load_classifier
+from voxelpool.training import Run, cells_of, comparison, measure, run_cells, write_summary
 from voxelpool.training.classify import class_probabilities
 from voxelpool.training.comparison import (
     CELL_FILE,
@@ -46,9 +46,8 @@ def no_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def heads(tiny_classifier: ClassifierConfig, tmp_path: Path) -> ExperimentConfig:
-    save_config(tiny_classifier, tmp_path / "configs" / "tiny.yaml") if (
-        (tmp_path / "configs").mkdir() is None
-    ) else None
+    (tmp_path / "configs").mkdir()
+    save_config(tiny_classifier, tmp_path / "configs" / "tiny.yaml")
     return experiment_of(tmp_path / "configs" / "tiny.yaml", "heads")
 
 
@@ -111,8 +110,8 @@ def test_a_classifier_is_compared_end_to_end(heads: ExperimentConfig, tmp_path: 
     network = load_classifier(Run(cells[1].folder).last, config)
     assert figures["parameters"] == sum(p.numel() for p in network.parameters())
     objects = ClassifierMeter(config, Run(cells[1].folder).last).val_objects
-    ((found, labels), *_) = class_probabilities(network, objects, config)
-    right = (found.argmax(1) == labels).float().mean().item()
+    parts = class_probabilities(network, objects, config)
+    right = np.mean([right for p, labels in parts for right in (p.argmax(1) == labels).tolist()])
     assert figures["test"]["accuracy"] == pytest.approx(100 * right)
     keep_experiments([heads], out)
     summary = write_summary(out)
@@ -271,21 +270,21 @@ def test_several_at_once_give_the_same(heads: ExperimentConfig, tmp_path: Path) 
         assert memory is None or memory > 0, "measured there, in a fresh process"
 
 
-def _allocate(megabytes: int) -> Any:
-    return lambda: torch.ones(megabytes << 18).sum()
-
-
 @pytest.mark.slow
 def test_memory_is_what_a_step_takes_at_most(tiny_classifier: ClassifierConfig) -> None:
-    found = peak_memory(torch_ones, 64)
-    assert math.isnan(found) or found == pytest.approx(64, rel=0.3)
+    batch = {
+        "inputs": np.zeros((256, 1, 32, 32, 32), np.float32),
+        "labels": np.zeros(256, np.int64),
+    }
+    found = peak_memory(training_step, tiny_classifier, batch)
+    # The first convolution's 4 channels, as they are, normalized and rectified in place.
+    maps = 256 * 32**3 * 4 * 4 / 1e6
+    assert math.isnan(found) or 1.5 * maps < found < 8 * maps
 
 
-def torch_ones(megabytes: int) -> Any:
-    return _allocate(megabytes)
-
-
-def test_a_training_step_leaves_gradients(tiny_config: Config) -> None:
+def test_a_training_step_leaves_gradients(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny_config
     points = np.random.default_rng(0).uniform(0, 12, (200, 4)).astype(np.float32)
     batch = {
@@ -295,10 +294,14 @@ def test_a_training_step_leaves_gradients(tiny_config: Config) -> None:
         "classes": np.zeros(1, np.int64),
         "counts": np.array([1, 0]),
     }
-    step = training_step(config, batch)
-    step()
-    network = step.__closure__
-    assert network is not None
+    built = []
+    monkeypatch.setattr(
+        measure, "build_detector", lambda c: built.append(build_detector(c)) or built[0]
+    )
+    training_step(config, batch)()
+    gradients = [parameter.grad for parameter in built[0].parameters()]
+    assert all(gradient is not None for gradient in gradients)
+    assert any(gradient.abs().max() > 0 for gradient in gradients)
 
 
 def figures_of(variant: str, seed: int, test: float, train: float, **more: Any) -> dict[str, Any]:
@@ -381,9 +384,7 @@ def test_experiments_and_their_errors(heads: ExperimentConfig, tmp_path: Path) -
             cells_of(load_experiment(path), tmp_path / "out")
         return str(caught.value)
 
-    assert "heads.yaml: basline: unknown key, did you mean baseline?" in fails(
-        "baseline", "basline"
-    )
+    assert "basline: unknown key, did you mean baseline?" in fails("baseline", "basline")
     assert "baseline none is none of the variants" in fails("baseline: average", "baseline: none")
     assert "seeds name one twice" in fails("[0, 1]", "[1, 1]")
     assert "classifier.heat: unknown key, did you mean head" in fails(

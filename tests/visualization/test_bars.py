@@ -38,15 +38,13 @@ def test_a_deviation_is_a_whisker_of_its_length(tmp_path: Path) -> None:
 def test_panels_hold_a_curve_of_each_variant(tmp_path: Path) -> None:
     up, down = Curve([(0, 10, 1), (1, 20, 0)]), Curve([(0, 20, 0), (1, 10, 0)])
     bars = [Bar("a", 50), Bar("b", 50.5)]
-    sizes = []
+    sizes, amounts = [], []
     for count in (0, 1, 4):
         panels = [Panel(f"panel {k}", [up, down]) for k in range(count)]
         draw_bars(bars, panels, tmp_path / "x.png")
         sizes.append(Image.open(tmp_path / "x.png").size)
-        amount = pixels_of(tmp_path / "x.png", COLORS[1]).sum()
-        if count:
-            assert amount > before + 200
-        before = amount
+        amounts.append(pixels_of(tmp_path / "x.png", COLORS[1]).sum())
+    assert amounts[1] > amounts[0] + 200 and amounts[2] > amounts[1] + 600
     assert sizes[0][0] < sizes[1][0] < sizes[2][0] and sizes[1][1] < sizes[2][1]
 
 

@@ -430,13 +430,19 @@ def _work(place: connection.Connection, threads: int, jobs: int) -> None:
     """Runs the cells that come until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that began this one ends it
     torch.set_num_threads(threads)
+
+    def send(_: Cell | None, *state: Any) -> None:
+        try:
+            place.send(state)
+        except OSError:  # that process is gone
+            os._exit(1)
+
     while True:
         try:
             cell = place.recv()
         except EOFError:
             return
-        problem = _attempt(cell, lambda _, *state: place.send(state), jobs)
-        place.send(("settled", problem))
+        send(None, "settled", _attempt(cell, send, jobs))
 
 
 def _write_json(values: Mapping[str, Any], path: Path) -> None:
