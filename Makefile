@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test sanitize lint format bench clean
+.PHONY: help install demo test sanitize wheel lint format bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ test: install  ## run the tests
 
 sanitize: install  ## run the op tests under the address, undefined and thread sanitizers
 	.ci/sanitize
+
+wheel: install  ## build the wheel for every GPU into dist/, and check that it stays under 5 MB
+	.ci/wheel
 
 lint: install  ## formatting, lint, types
 	$(BIN)/ruff check .

@@ -38,7 +38,7 @@ def boxes_iou_bev(a: Tensor, b: Tensor) -> Tensor:
         TypeError: not a floating-point tensor.
         ValueError: shapes or devices that do not fit, or a box that is none (see the module).
     """
-    return torch.ops.voxelpool.boxes_iou_bev(*_checked_pair(a, b))
+    return torch.ops.voxelpool.boxes_iou_bev.default(*_checked_pair(a, b))
 
 
 def boxes_iou_3d(a: Tensor, b: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def boxes_iou_3d(a: Tensor, b: Tensor) -> Tensor:
         TypeError: not a floating-point tensor.
         ValueError: shapes or devices that do not fit, or a box that is none (see the module).
     """
-    return torch.ops.voxelpool.boxes_iou_3d(*_checked_pair(a, b))
+    return torch.ops.voxelpool.boxes_iou_3d.default(*_checked_pair(a, b))
 
 
 def nms_rotated(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -86,7 +86,7 @@ def nms_rotated(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     _check.same_device("boxes", boxes, "scores", scores)
     if not 0.0 <= iou_threshold <= 1.0:
         raise ValueError(f"iou_threshold must lie in [0, 1], got {iou_threshold}")
-    return torch.ops.voxelpool.nms_rotated(boxes, scores, float(iou_threshold))
+    return torch.ops.voxelpool.nms_rotated.default(boxes, scores, float(iou_threshold))
 
 
 def points_in_boxes(points: Tensor, boxes: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def points_in_boxes(points: Tensor, boxes: Tensor) -> Tensor:
         raise ValueError(f"points must have shape (N, >=3), got {tuple(points.shape)}")
     boxes = _checked_boxes("boxes", boxes)
     _check.same_device("points", points, "boxes", boxes)
-    return torch.ops.voxelpool.points_in_boxes(points, boxes)
+    return torch.ops.voxelpool.points_in_boxes.default(points, boxes)
 
 
 def _floating(name: str, value: Tensor) -> Tensor:

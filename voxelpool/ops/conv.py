@@ -55,7 +55,7 @@ def conv_table(
             "index must have shape (B, D, H, W) and cells (N,), got "
             f"{tuple(index.shape)} and {tuple(cells.shape)}"
         )
-    return torch.ops.voxelpool.conv_table(index, cells, shape, kernel, stride, padding)
+    return torch.ops.voxelpool.conv_table.default(index, cells, shape, kernel, stride, padding)
 
 
 def gather_conv(rows: Tensor, table: Tensor, weight: Tensor, *, shared: int = 0) -> Tensor:
@@ -81,7 +81,7 @@ def gather_conv(rows: Tensor, table: Tensor, weight: Tensor, *, shared: int = 0)
     _check_arguments(rows, table, weight)
     if not 0 <= shared <= rows.shape[0]:
         raise ValueError(f"shared must be 0 to {rows.shape[0]}, the number of rows, got {shared}")
-    return torch.ops.voxelpool.gather_conv(rows, table, weight, shared)
+    return torch.ops.voxelpool.gather_conv.default(rows, table, weight, shared)
 
 
 def gather_conv_affine(
@@ -110,7 +110,7 @@ def gather_conv_affine(
             raise ValueError(
                 f"{name} must have shape {tuple(weight.shape[2:])}, got {tuple(value.shape)}"
             )
-    return torch.ops.voxelpool.gather_conv_affine(rows, table, weight, scale, bias, relu)
+    return torch.ops.voxelpool.gather_conv_affine.default(rows, table, weight, scale, bias, relu)
 
 
 def _check_arguments(rows: Tensor, table: Tensor, weight: Tensor) -> None:

@@ -61,7 +61,7 @@ def encode_voxels(
     weights, biases = _check_layers(weights, biases, "features", features, features.shape[1])
     if _needs_gradient(features, *weights, *biases):
         return reference.encode_voxels(features, offsets, weights, biases)
-    return torch.ops.voxelpool.encode_voxels(features, offsets, weights, biases)
+    return torch.ops.voxelpool.encode_voxels.default(features, offsets, weights, biases)
 
 
 def encode_points(
@@ -113,7 +113,7 @@ def encode_points(
     arguments = (points, point_index.long(), offsets, centers, weights, biases)
     if _needs_gradient(points, *weights, *biases, *([] if centers is None else [centers])):
         return reference.encode_points(*arguments)
-    return torch.ops.voxelpool.encode_points(*arguments)
+    return torch.ops.voxelpool.encode_points.default(*arguments)
 
 
 def _needs_gradient(*tensors: Tensor) -> bool:

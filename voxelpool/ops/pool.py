@@ -38,22 +38,22 @@ def segment_max(src: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         TypeError: not a tensor, or a dtype other than those above.
         ValueError: shapes, devices or offsets that do not fit.
     """
-    return torch.ops.voxelpool.segment_max(*checked(src, offsets))
+    return torch.ops.voxelpool.segment_max.default(*checked(src, offsets))
 
 
 def segment_min(src: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Smallest value of each group; otherwise as :func:`segment_max`."""
-    return torch.ops.voxelpool.segment_min(*checked(src, offsets))
+    return torch.ops.voxelpool.segment_min.default(*checked(src, offsets))
 
 
 def segment_sum(src: Tensor, offsets: Tensor) -> Tensor:
     """Sum of each group, (K, C); arguments as of :func:`segment_max`."""
-    return torch.ops.voxelpool.segment_sum(*checked(src, offsets))
+    return torch.ops.voxelpool.segment_sum.default(*checked(src, offsets))
 
 
 def segment_mean(src: Tensor, offsets: Tensor) -> Tensor:
     """Mean of each group, (K, C); arguments as of :func:`segment_max`."""
-    return torch.ops.voxelpool.segment_mean(*checked(src, offsets))
+    return torch.ops.voxelpool.segment_mean.default(*checked(src, offsets))
 
 
 def checked(src: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,7 +158,7 @@ def _extreme_backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | N
     if grad is None:
         return None, None, None
     arg, offsets = ctx.saved_tensors
-    return torch.ops.voxelpool.segment_place(grad, arg, offsets, ctx.rows), None, None
+    return torch.ops.voxelpool.segment_place.default(grad, arg, offsets, ctx.rows), None, None
 
 
 def save_second(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -183,12 +183,12 @@ def _save_sum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     (offsets,) = ctx.saved_tensors
-    return torch.ops.voxelpool.segment_spread(grad, offsets, ctx.rows, False), None, None
+    return torch.ops.voxelpool.segment_spread.default(grad, offsets, ctx.rows, False), None, None
 
 
 def _mean_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     (offsets,) = ctx.saved_tensors
-    return torch.ops.voxelpool.segment_spread(grad, offsets, ctx.rows, True), None, None
+    return torch.ops.voxelpool.segment_spread.default(grad, offsets, ctx.rows, True), None, None
 
 
 def _save_spread(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -197,7 +197,9 @@ def _save_spread(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _spread_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-    reduce = torch.ops.voxelpool.segment_mean if ctx.mean else torch.ops.voxelpool.segment_sum
+    reduce = (
+        torch.ops.voxelpool.segment_mean if ctx.mean else torch.ops.voxelpool.segment_sum.default
+    )
     return reduce(grad, ctx.saved_tensors[0], True), None, None, None
 
 

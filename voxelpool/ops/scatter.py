@@ -113,7 +113,7 @@ def scatter_mul(
     The gradient is right where factors are 0, too.
     """
     layout = make_layout(src, index, dim, out, dim_size)
-    flat = torch.ops.voxelpool.scatter_mul(layout.rows(src), layout.keys, layout.total)
+    flat = torch.ops.voxelpool.scatter_mul.default(layout.rows(src), layout.keys, layout.total)
     product = layout.grouped(flat)
     return product if out is None else out.mul_(product)
 
@@ -229,18 +229,20 @@ class Layout:
 
     def sum(self, src: Tensor) -> Tensor:
         """Sum of each group."""
-        flat = torch.ops.voxelpool.scatter_sum(self.rows(src), self.keys, self.total)
+        flat = torch.ops.voxelpool.scatter_sum.default(self.rows(src), self.keys, self.total)
         return self.grouped(flat)
 
     def mean(self, src: Tensor) -> tuple[Tensor, Tensor]:
         """Mean of each group, and the sizes (total,)."""
-        flat, counts = torch.ops.voxelpool.scatter_mean(self.rows(src), self.keys, self.total)
+        flat, counts = torch.ops.voxelpool.scatter_mean.default(
+            self.rows(src), self.keys, self.total
+        )
         return self.grouped(flat), counts
 
     def counts(self, dtype: torch.dtype) -> Tensor:
         """Size of each group, of a shape that broadcasts to the result."""
         ones = self.keys.new_ones((self.keys.shape[0], 1))
-        counts = torch.ops.voxelpool.scatter_sum(ones, self.keys, self.total).to(dtype)
+        counts = torch.ops.voxelpool.scatter_sum.default(ones, self.keys, self.total).to(dtype)
         if self.moved:
             return counts.reshape((self.groups,) + (1,) * (len(self.shape) - self.dim - 1))
         after = self.shape[self.dim + 1 :]
@@ -249,7 +251,11 @@ class Layout:
 
     def extreme(self, src: Tensor, *, largest: bool) -> tuple[Tensor, Tensor]:
         """Extreme of each group, and its position along ``dim``."""
-        op = torch.ops.voxelpool.scatter_max if largest else torch.ops.voxelpool.scatter_min
+        op = (
+            torch.ops.voxelpool.scatter_max.default
+            if largest
+            else torch.ops.voxelpool.scatter_min.default
+        )
         flat, row = op(self.rows(src), self.keys, self.total)
         if not self.moved:
             size = self.shape[self.dim]
@@ -259,7 +265,7 @@ class Layout:
 
     def spread(self, values: Tensor) -> Tensor:
         """The opposite of a reduction: each entry of ``src`` gets the value of its group."""
-        flat = torch.ops.voxelpool.scatter_spread(self._flatten(values), self.keys)
+        flat = torch.ops.voxelpool.scatter_spread.default(self._flatten(values), self.keys)
         return self._unflatten(flat, self.shape[self.dim])
 
 
@@ -284,7 +290,7 @@ def make_layout(
     columns = 1 if same_after else inner
     target = (*shape[: dim + 1], *(sizes[dim + 1 :] if same_after else shape[dim + 1 :]))
     entries = aligned.expand(target).reshape(outer, rows, columns)
-    keys = torch.ops.voxelpool.scatter_keys(entries, groups)
+    keys = torch.ops.voxelpool.scatter_keys.default(entries, groups)
     return Layout(keys, outer * groups * columns, groups, dim, shape, False, columns)
 
 
@@ -470,11 +476,11 @@ def _save_found(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]
 def _extreme_backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, None, None]:
     if grad is None:
         return None, None, None
-    return torch.ops.voxelpool.scatter_place(grad, *ctx.saved_tensors), None, None
+    return torch.ops.voxelpool.scatter_place.default(grad, *ctx.saved_tensors), None, None
 
 
 def _sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-    return torch.ops.voxelpool.scatter_spread(grad, *ctx.saved_tensors), None, None
+    return torch.ops.voxelpool.scatter_spread.default(grad, *ctx.saved_tensors), None, None
 
 
 def _mean_backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, None, None]:
@@ -482,7 +488,7 @@ def _mean_backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None
         return None, None, None
     counts, index = ctx.saved_tensors
     share = segment_reference.divide(segment_reference.widen(grad), counts).to(grad.dtype)
-    return torch.ops.voxelpool.scatter_spread(share, index), None, None
+    return torch.ops.voxelpool.scatter_spread.default(share, index), None, None
 
 
 def _save_mul(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -510,7 +516,7 @@ def _save_spread(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _spread_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    return torch.ops.voxelpool.scatter_sum(grad, ctx.saved_tensors[0], ctx.groups), None
+    return torch.ops.voxelpool.scatter_sum.default(grad, ctx.saved_tensors[0], ctx.groups), None
 
 
 def _place_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:

@@ -65,7 +65,9 @@ def segment_csr(
 def segment_sum_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None) -> Tensor:
     """Sum of each group; arguments as of :func:`segment_csr`."""
     rows, offsets = _runs(src, indptr, out)
-    return _fill(out, _grouped(torch.ops.voxelpool.segment_sum(rows, offsets, True), src, indptr))
+    return _fill(
+        out, _grouped(torch.ops.voxelpool.segment_sum.default(rows, offsets, True), src, indptr)
+    )
 
 
 def segment_add_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None) -> Tensor:
@@ -76,7 +78,9 @@ def segment_add_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None) -> T
 def segment_mean_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None) -> Tensor:
     """Mean of each group; arguments as of :func:`segment_csr`."""
     rows, offsets = _runs(src, indptr, out)
-    return _fill(out, _grouped(torch.ops.voxelpool.segment_mean(rows, offsets, True), src, indptr))
+    return _fill(
+        out, _grouped(torch.ops.voxelpool.segment_mean.default(rows, offsets, True), src, indptr)
+    )
 
 
 def segment_min_csr(
@@ -84,7 +88,7 @@ def segment_min_csr(
 ) -> tuple[Tensor, Tensor]:
     """Smallest entry of each group, and where it is; otherwise as :func:`segment_max_csr`."""
     rows, offsets = _runs(src, indptr, out)
-    value, arg = torch.ops.voxelpool.segment_min(rows, offsets, True)
+    value, arg = torch.ops.voxelpool.segment_min.default(rows, offsets, True)
     return _fill(out, _grouped(value, src, indptr)), _positions(arg, src, indptr)
 
 
@@ -98,7 +102,7 @@ def segment_max_csr(
         from, or ``src.shape[dim]`` for an empty group. The gradient goes to that position alone.
     """
     rows, offsets = _runs(src, indptr, out)
-    value, arg = torch.ops.voxelpool.segment_max(rows, offsets, True)
+    value, arg = torch.ops.voxelpool.segment_max.default(rows, offsets, True)
     return _fill(out, _grouped(value, src, indptr)), _positions(arg, src, indptr)
 
 
@@ -132,7 +136,7 @@ def gather_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None) -> Tensor
     values = src.reshape(outer, groups, channels)
     if outer != 1:  # a group for what lies between the last offset and the next first one
         values = torch.nn.functional.pad(values, (0, 0, 0, 1))
-    flat = torch.ops.voxelpool.segment_spread(
+    flat = torch.ops.voxelpool.segment_spread.default(
         values.reshape(-1 if channels else values.shape[0] * values.shape[1], channels),
         _joined(offsets, outer, size),
         outer * size,
@@ -251,7 +255,7 @@ def segment_sum_coo(
     if index.dim() != 1:
         return scatter_sum(src, index, index.dim() - 1, out, dim_size)
     layout, offsets = _sorted(src, index, out, dim_size)
-    total = layout.grouped(torch.ops.voxelpool.segment_sum(layout.rows(src), offsets, True))
+    total = layout.grouped(torch.ops.voxelpool.segment_sum.default(layout.rows(src), offsets, True))
     return total if out is None else out.add_(total)
 
 
@@ -269,7 +273,7 @@ def segment_mean_coo(
     if index.dim() != 1 or out is not None:
         return scatter_mean(src, index, index.dim() - 1, out, dim_size)
     layout, offsets = _sorted(src, index, out, dim_size)
-    return layout.grouped(torch.ops.voxelpool.segment_mean(layout.rows(src), offsets, True))
+    return layout.grouped(torch.ops.voxelpool.segment_mean.default(layout.rows(src), offsets, True))
 
 
 def segment_min_coo(
@@ -279,7 +283,7 @@ def segment_min_coo(
     if index.dim() != 1:
         return scatter_min(src, index, index.dim() - 1, out, dim_size)
     layout, offsets = _sorted(src, index, out, dim_size)
-    value, arg = torch.ops.voxelpool.segment_min(layout.rows(src), offsets, True)
+    value, arg = torch.ops.voxelpool.segment_min.default(layout.rows(src), offsets, True)
     return combine_extreme(
         out, layout.grouped(value), layout.grouped(arg), src.shape[0], largest=False
     )
@@ -297,7 +301,7 @@ def segment_max_coo(
     if index.dim() != 1:
         return scatter_max(src, index, index.dim() - 1, out, dim_size)
     layout, offsets = _sorted(src, index, out, dim_size)
-    value, arg = torch.ops.voxelpool.segment_max(layout.rows(src), offsets, True)
+    value, arg = torch.ops.voxelpool.segment_max.default(layout.rows(src), offsets, True)
     return combine_extreme(
         out, layout.grouped(value), layout.grouped(arg), src.shape[0], largest=True
     )
@@ -331,8 +335,8 @@ def gather_coo(src: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
     if outer == 1:
         keys = keys.reshape(size)
     else:
-        keys = torch.ops.voxelpool.scatter_keys(keys.reshape(outer, size, 1), groups)
-    flat = torch.ops.voxelpool.scatter_spread(src.reshape(outer * groups, channels), keys)
+        keys = torch.ops.voxelpool.scatter_keys.default(keys.reshape(outer, size, 1), groups)
+    flat = torch.ops.voxelpool.scatter_spread.default(src.reshape(outer * groups, channels), keys)
     return _fill(out, flat.reshape((*src.shape[:dim], size, *src.shape[dim + 1 :])))
 
 
@@ -340,4 +344,4 @@ def _sorted(
     src: Tensor, index: Tensor, out: Tensor | None, dim_size: int | None
 ) -> tuple[Layout, Tensor]:
     layout = make_layout(src, index, 0, out, dim_size)
-    return layout, torch.ops.voxelpool.sorted_offsets(layout.keys, layout.groups)
+    return layout, torch.ops.voxelpool.sorted_offsets.default(layout.keys, layout.groups)

@@ -57,7 +57,7 @@ def voxelize(
     if batch_size is None:
         batch_size = 1 if batch is None or batch.shape[0] == 0 else max(int(batch.max()) + 1, 1)
     _check_sizes(batch_size, grid, seed)
-    coords, offsets, point_index = torch.ops.voxelpool.voxelize(
+    coords, offsets, point_index = torch.ops.voxelpool.voxelize.default(
         *_op_arguments(points, batch, batch_size, grid, max_points, max_voxels, seed)
     )
     return Voxels(coords, offsets, point_index, grid, batch_size)
@@ -108,7 +108,7 @@ def voxelize_static(
             "max_voxels * batch_size, the rows of the result, must be below 2^32, got "
             f"{batch_size * max_voxels}"
         )
-    coords, offsets, point_index, num_voxels = torch.ops.voxelpool.voxelize_static(
+    coords, offsets, point_index, num_voxels = torch.ops.voxelpool.voxelize_static.default(
         *_op_arguments(points, batch, batch_size, grid, max_points, max_voxels, seed)
     )
     return StaticVoxels(coords, offsets, point_index, num_voxels, grid, batch_size)

@@ -3,6 +3,7 @@
 
 #include <array>
 
+#include "../addresses.h"
 #include "conv.h"
 
 namespace nb = nanobind;
@@ -10,15 +11,8 @@ using namespace voxelpool;
 
 namespace {
 
-using Pointer = uintptr_t;
-
 Table make_table(Pointer entries, int64_t cells, int64_t taps, int64_t rows) {
-  return Table{reinterpret_cast<const int32_t*>(entries), cells, taps, rows};
-}
-
-template <typename T>
-T* at(Pointer pointer) {
-  return reinterpret_cast<T*>(pointer);
+  return Table{at<int32_t>(entries), cells, taps, rows};
 }
 
 }  // namespace

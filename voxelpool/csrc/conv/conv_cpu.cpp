@@ -1,23 +1,13 @@
 #include <algorithm>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "../aligned_floats.h"
 #include "../thread_pool.h"
+#include "../vectors.h"
 #include "conv.h"
-
-#if defined(__GNUC__) || defined(__clang__)
-#define VP_INLINE __attribute__((always_inline)) inline
-#else
-#define VP_INLINE inline
-#endif
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-#define VP_X86
-#include <immintrin.h>
-#endif
 
 namespace voxelpool {
 namespace {
@@ -32,65 +22,31 @@ struct Kernels {
 };
 
 namespace plain {
-struct Isa {
-  struct Vector {
-    float lane[4];
-  };
-  static constexpr int lanes = 4;
-  static VP_INLINE Vector load(const float* from) { return {{from[0], from[1], from[2], from[3]}}; }
-  static VP_INLINE void store(float* to, Vector value) { std::memcpy(to, value.lane, 16); }
-  static VP_INLINE Vector broadcast(const float* from) { return {{*from, *from, *from, *from}}; }
-  static VP_INLINE Vector multiply_add(Vector a, Vector b, Vector sum) {
-    for (int l = 0; l < 4; ++l) sum.lane[l] += a.lane[l] * b.lane[l];
-    return sum;
-  }
-};
-#define VP_TARGET
+using Isa = PlainVectors;
+#define VP_TARGET VP_TARGET_PLAIN
 #include "conv_kernel.h"
 #undef VP_TARGET
 }  // namespace plain
 
 #if defined(VP_X86)
 namespace avx2 {
-#define VP_TARGET __attribute__((target("avx2,fma")))
-struct Isa {
-  using Vector = __m256;
-  static constexpr int lanes = 8;
-  VP_TARGET static VP_INLINE Vector load(const float* from) { return _mm256_loadu_ps(from); }
-  VP_TARGET static VP_INLINE void store(float* to, Vector value) { _mm256_storeu_ps(to, value); }
-  VP_TARGET static VP_INLINE Vector broadcast(const float* from) { return _mm256_set1_ps(*from); }
-  VP_TARGET static VP_INLINE Vector multiply_add(Vector a, Vector b, Vector sum) {
-    return _mm256_fmadd_ps(a, b, sum);
-  }
-};
+using Isa = Avx2Vectors;
+#define VP_TARGET VP_TARGET_AVX2
 #include "conv_kernel.h"
 #undef VP_TARGET
 }  // namespace avx2
 
 namespace avx512 {
-#define VP_TARGET __attribute__((target("avx512f")))
-struct Isa {
-  using Vector = __m512;
-  static constexpr int lanes = 16;
-  VP_TARGET static VP_INLINE Vector load(const float* from) { return _mm512_loadu_ps(from); }
-  VP_TARGET static VP_INLINE void store(float* to, Vector value) { _mm512_storeu_ps(to, value); }
-  VP_TARGET static VP_INLINE Vector broadcast(const float* from) { return _mm512_set1_ps(*from); }
-  VP_TARGET static VP_INLINE Vector multiply_add(Vector a, Vector b, Vector sum) {
-    return _mm512_fmadd_ps(a, b, sum);
-  }
-};
+using Isa = Avx512Vectors;
+#define VP_TARGET VP_TARGET_AVX512
 #include "conv_kernel.h"
 #undef VP_TARGET
 }  // namespace avx512
 
 namespace avx512_bfloat16 {
 #define VP_TARGET __attribute__((target("avx512f,avx512bf16")))
-struct Isa {
-  using Vector = __m512;
-  static constexpr int lanes = 16;
-  VP_TARGET static VP_INLINE Vector load(const float* from) { return _mm512_loadu_ps(from); }
-  VP_TARGET static VP_INLINE void store(float* to, Vector value) { _mm512_storeu_ps(to, value); }
-  VP_TARGET static VP_INLINE Vector broadcast(const float* from) { return _mm512_set1_ps(*from); }
+// Lanes of two bfloat16 each.
+struct Isa : Avx512Vectors {
   VP_TARGET static VP_INLINE Vector multiply_add(Vector a, Vector b, Vector sum) {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
   }
@@ -102,8 +58,8 @@ struct Isa {
 
 const Kernels& float_kernels() {
 #if defined(VP_X86)
-  if (__builtin_cpu_supports("avx512f")) return avx512::kernels;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::kernels;
+  if (has_avx512()) return avx512::kernels;
+  if (has_avx2()) return avx2::kernels;
 #endif
   return plain::kernels;
 }
@@ -114,21 +70,6 @@ const Kernels& kernels_for(DType dtype) {
 #endif
   return float_kernels();
 }
-
-// Uninitialised floats on a boundary of 64 bytes.
-class Buffer {
- public:
-  explicit Buffer(int64_t size)
-      : data_(static_cast<float*>(
-            ::operator new(std::max<int64_t>(size, 1) * sizeof(float), std::align_val_t{64}))) {}
-  float* data() const { return data_.get(); }
-
- private:
-  struct Free {
-    void operator()(float* data) const { ::operator delete(data, std::align_val_t{64}); }
-  };
-  std::unique_ptr<float, Free> data_;
-};
 
 // How the out channels are cut: into blocks of a few vectors, even ones, at most 64 channels wide.
 struct Blocks {
@@ -198,7 +139,7 @@ constexpr int64_t kCells = 96;  // cells that are worked on at once: their sums 
 
 bool gather_conv_bfloat16() {
 #if defined(VP_X86)
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bf16");
+  return has_avx512() && __builtin_cpu_supports("avx512bf16");
 #else
   return false;
 #endif
@@ -211,7 +152,7 @@ void gather_conv_cpu(DType dtype, const void* rows, const Table& table, const Co
   const Blocks blocks(weight.out_channels, kernels.lanes);
   const int64_t units = half ? weight.in_channels / 2 : weight.in_channels;
   const int64_t width = blocks.width, taps = table.taps, channels = weight.out_channels;
-  const Buffer packed(blocks.count * taps * units * width);
+  AlignedFloats packed(blocks.count * taps * units * width);
   if (table.cells) pack(half, weight, taps, units, scale, blocks, packed.data(), threads);
 
   const auto multiply = kernels.multiply[blocks.vectors - 1];
@@ -219,7 +160,7 @@ void gather_conv_cpu(DType dtype, const void* rows, const Table& table, const Co
   run_tasks(pieces, threads, [&](int64_t piece) {
     const int64_t first = piece * kCells;
     const int64_t cells = std::min(kCells, table.cells - first);
-    const Buffer sums(cells * width);
+    AlignedFloats sums(cells * width);
     // The cells that each tap finds a row for, tap after tap.
     std::vector<const float*> from(taps * cells);
     std::vector<float*> to(taps * cells);
@@ -280,7 +221,7 @@ void gather_conv_weight_cpu(const float* rows, const Table& table, const float* 
   run_tasks(blocks.count * table.taps, threads, [&](int64_t task) {
     const int64_t t = task / blocks.count, channel = task % blocks.count * width;
     const int64_t valid = std::min<int64_t>(width, out_channels - channel);
-    const Buffer sums(in_channels * width), copies(valid < width ? kCells * width : 0);
+    AlignedFloats sums(in_channels * width), copies(valid < width ? kCells * width : 0);
     std::fill_n(sums.data(), in_channels * width, 0.0f);
     const float *from[kCells], *grads[kCells];
     int64_t pairs = 0;

@@ -7,15 +7,15 @@
 template <int vectors, int cells>
 VP_TARGET VP_INLINE void multiply_cells(const float* const* rows, float* const* sums,
                                         const float* weight, int64_t units) {
-  typename Isa::Vector sum[cells][vectors];
+  Isa::Vector sum[cells][vectors];
   for (int c = 0; c < cells; ++c) {
     for (int v = 0; v < vectors; ++v) sum[c][v] = Isa::load(sums[c] + v * Isa::lanes);
   }
   for (int64_t u = 0; u < units; ++u, weight += vectors * Isa::lanes) {
-    typename Isa::Vector column[vectors];
+    Isa::Vector column[vectors];
     for (int v = 0; v < vectors; ++v) column[v] = Isa::load(weight + v * Isa::lanes);
     for (int c = 0; c < cells; ++c) {
-      const typename Isa::Vector value = Isa::broadcast(rows[c] + u);
+      const Isa::Vector value = Isa::broadcast(rows[c][u]);
       for (int v = 0; v < vectors; ++v) {
         sum[c][v] = Isa::multiply_add(column[v], value, sum[c][v]);
       }
@@ -53,15 +53,15 @@ template <int vectors, int channels>
 VP_TARGET VP_INLINE void accumulate_channels(int64_t pairs, const float* const* rows, int64_t first,
                                              const float* const* grads, float* sums) {
   constexpr int width = vectors * Isa::lanes;
-  typename Isa::Vector sum[channels][vectors];
+  Isa::Vector sum[channels][vectors];
   for (int c = 0; c < channels; ++c) {
     for (int v = 0; v < vectors; ++v) sum[c][v] = Isa::load(sums + c * width + v * Isa::lanes);
   }
   for (int64_t p = 0; p < pairs; ++p) {
-    typename Isa::Vector grad[vectors];
+    Isa::Vector grad[vectors];
     for (int v = 0; v < vectors; ++v) grad[v] = Isa::load(grads[p] + v * Isa::lanes);
     for (int c = 0; c < channels; ++c) {
-      const typename Isa::Vector value = Isa::broadcast(rows[p] + first + c);
+      const Isa::Vector value = Isa::broadcast(*(rows[p] + first + c));
       for (int v = 0; v < vectors; ++v) {
         sum[c][v] = Isa::multiply_add(grad[v], value, sum[c][v]);
       }

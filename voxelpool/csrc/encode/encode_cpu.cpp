@@ -1,18 +1,13 @@
 #include <algorithm>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <stdexcept>
 #include <string>
 
-#include "../compiler.h"
+#include "../aligned_floats.h"
 #include "../offsets.h"
 #include "../thread_pool.h"
+#include "../vectors.h"
 #include "encode.h"
-
-#if defined(VP_X86)
-#include <immintrin.h>
-#endif
 
 namespace voxelpool {
 namespace {
@@ -47,115 +42,65 @@ struct InstructionSet {
 
 #if defined(VP_X86)
 namespace avx512 {
-#define VP_TARGET __attribute__((target("avx512f")))
-using Vector = __m512;
-constexpr int kLanes = 16, kPanelVectors = 4, kLargeRows = 6, kSmallRows = 8;
-VP_TARGET VP_INLINE Vector load(const float* from) { return _mm512_loadu_ps(from); }
-VP_TARGET VP_INLINE void store(float* to, Vector value) { _mm512_storeu_ps(to, value); }
-VP_TARGET VP_INLINE Vector broadcast(float value) { return _mm512_set1_ps(value); }
-VP_TARGET VP_INLINE Vector multiply_add(Vector a, Vector b, Vector c) {
-  return _mm512_fmadd_ps(a, b, c);
-}
-// The second operand is the result where one is NaN.
-VP_TARGET VP_INLINE Vector rectify(Vector value) {
-  return _mm512_maskz_max_ps(0xffff, _mm512_setzero_ps(), value);
-}
-VP_TARGET VP_INLINE Vector take_larger(Vector best, Vector value) {
-  const __mmask16 further = _mm512_cmp_ps_mask(value, best, _CMP_NLE_UQ);
-  const __mmask16 replaces = _mm512_mask_cmp_ps_mask(further, best, best, _CMP_ORD_Q);
-  return _mm512_mask_mov_ps(best, replaces, value);
-}
+#define VP_TARGET VP_TARGET_AVX512
+struct Isa : Avx512Vectors {
+  static constexpr int panel_vectors = 4, large_rows = 6, small_rows = 8;
+  // The second operand is the result where one is NaN.
+  VP_TARGET static VP_INLINE Vector rectify(Vector value) {
+    return _mm512_maskz_max_ps(0xffff, _mm512_setzero_ps(), value);
+  }
+  VP_TARGET static VP_INLINE Vector take_larger(Vector best, Vector value) {
+    const __mmask16 further = _mm512_cmp_ps_mask(value, best, _CMP_NLE_UQ);
+    const __mmask16 replaces = _mm512_mask_cmp_ps_mask(further, best, best, _CMP_ORD_Q);
+    return _mm512_mask_mov_ps(best, replaces, value);
+  }
+};
 #include "encode_tile.h"
 #undef VP_TARGET
 }  // namespace avx512
 
 namespace avx2 {
-#define VP_TARGET __attribute__((target("avx2,fma")))
-using Vector = __m256;
-constexpr int kLanes = 8, kPanelVectors = 2, kLargeRows = 6, kSmallRows = 8;
-VP_TARGET VP_INLINE Vector load(const float* from) { return _mm256_loadu_ps(from); }
-VP_TARGET VP_INLINE void store(float* to, Vector value) { _mm256_storeu_ps(to, value); }
-VP_TARGET VP_INLINE Vector broadcast(float value) { return _mm256_set1_ps(value); }
-VP_TARGET VP_INLINE Vector multiply_add(Vector a, Vector b, Vector c) {
-  return _mm256_fmadd_ps(a, b, c);
-}
-VP_TARGET VP_INLINE Vector rectify(Vector value) {
-  return _mm256_max_ps(_mm256_setzero_ps(), value);
-}
-VP_TARGET VP_INLINE Vector take_larger(Vector best, Vector value) {
-  const __m256 further = _mm256_cmp_ps(value, best, _CMP_NLE_UQ);
-  const __m256 ordered = _mm256_cmp_ps(best, best, _CMP_ORD_Q);
-  return _mm256_blendv_ps(best, value, _mm256_and_ps(further, ordered));
-}
+#define VP_TARGET VP_TARGET_AVX2
+struct Isa : Avx2Vectors {
+  static constexpr int panel_vectors = 2, large_rows = 6, small_rows = 8;
+  VP_TARGET static VP_INLINE Vector rectify(Vector value) {
+    return _mm256_max_ps(_mm256_setzero_ps(), value);
+  }
+  VP_TARGET static VP_INLINE Vector take_larger(Vector best, Vector value) {
+    const __m256 further = _mm256_cmp_ps(value, best, _CMP_NLE_UQ);
+    const __m256 ordered = _mm256_cmp_ps(best, best, _CMP_ORD_Q);
+    return _mm256_blendv_ps(best, value, _mm256_and_ps(further, ordered));
+  }
+};
 #include "encode_tile.h"
 #undef VP_TARGET
 }  // namespace avx2
 #endif
 
 namespace plain {
-#define VP_TARGET
-struct Vector {
-  float lane[4];
-};
-constexpr int kLanes = 4, kPanelVectors = 2, kLargeRows = 4, kSmallRows = 4;
-VP_INLINE Vector load(const float* from) { return {{from[0], from[1], from[2], from[3]}}; }
-VP_INLINE void store(float* to, Vector value) { std::memcpy(to, value.lane, sizeof value); }
-VP_INLINE Vector broadcast(float value) { return {{value, value, value, value}}; }
-VP_INLINE Vector multiply_add(Vector a, Vector b, Vector c) {
-  for (int l = 0; l < kLanes; ++l) {
-#if defined(VP_X86)  // where a fused multiply-add is a call
-    c.lane[l] += a.lane[l] * b.lane[l];
-#else
-    c.lane[l] = __builtin_fmaf(a.lane[l], b.lane[l], c.lane[l]);
-#endif
+#define VP_TARGET VP_TARGET_PLAIN
+struct Isa : PlainVectors {
+  static constexpr int panel_vectors = 2, large_rows = 4, small_rows = 4;
+  static VP_INLINE Vector rectify(Vector value) {
+    for (int l = 0; l < lanes; ++l) value.lane[l] = rectified(value.lane[l]);
+    return value;
   }
-  return c;
-}
-VP_INLINE Vector rectify(Vector value) {
-  for (int l = 0; l < kLanes; ++l) value.lane[l] = rectified(value.lane[l]);
-  return value;
-}
-VP_INLINE Vector take_larger(Vector best, Vector value) {
-  for (int l = 0; l < kLanes; ++l) best.lane[l] = larger(best.lane[l], value.lane[l]);
-  return best;
-}
+  static VP_INLINE Vector take_larger(Vector best, Vector value) {
+    for (int l = 0; l < lanes; ++l) best.lane[l] = larger(best.lane[l], value.lane[l]);
+    return best;
+  }
+};
 #include "encode_tile.h"
 #undef VP_TARGET
 }  // namespace plain
 
 InstructionSet best_instruction_set() {
 #if defined(VP_X86)
-  if (__builtin_cpu_supports("avx512f")) {
-    return {&avx512::layer<true>, &avx512::layer<false>, avx512::kPanelVectors * avx512::kLanes};
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    return {&avx2::layer<true>, &avx2::layer<false>, avx2::kPanelVectors * avx2::kLanes};
-  }
+  if (has_avx512()) return avx512::instruction_set;
+  if (has_avx2()) return avx2::instruction_set;
 #endif
-  return {&plain::layer<true>, &plain::layer<false>, plain::kPanelVectors * plain::kLanes};
+  return plain::instruction_set;
 }
-
-// Floats on a cache line's boundary, zero at first.
-class Floats {
- public:
-  // Contents are lost where it grows.
-  void reserve(int64_t count) {
-    if (count <= count_) return;
-    data_.reset(static_cast<float*>(::operator new[](count * sizeof(float), kAlignment)));
-    std::fill(data_.get(), data_.get() + count, 0.0f);
-    count_ = count;
-  }
-  float* get() { return data_.get(); }
-  const float* get() const { return data_.get(); }
-
- private:
-  static constexpr std::align_val_t kAlignment{64};
-  struct Delete {
-    void operator()(float* data) const { ::operator delete[](data, kAlignment); }
-  };
-  std::unique_ptr<float[], Delete> data_;
-  int64_t count_ = 0;
-};
 
 // A layer's parameters, in panels.
 struct PackedLayer {
@@ -163,13 +108,13 @@ struct PackedLayer {
   int64_t pooled_depth;  // columns of its voxel's maximum; 0 in the first layer
   int64_t width;
   int64_t padded_width;
-  Floats own, pooled, bias;
+  AlignedFloats own, pooled, bias;
 };
 
 void pack(const float* weight, int64_t depth, int64_t width, int64_t padded_width, int64_t panel,
-          Floats& to) {
-  to.reserve(depth * padded_width);
-  float* out = to.get();
+          AlignedFloats& to) {
+  to.grow(depth * padded_width);
+  float* out = to.data();
   for (int64_t first = 0; first < width; first += panel) {
     const int64_t panel_width = std::min(panel, padded_width - first);
     const int64_t real = std::min(panel_width, width - first);
@@ -190,8 +135,8 @@ std::vector<PackedLayer> pack_layers(const EncodeLayers& layers, int64_t code_co
     from += own * width;
     pack(from, pooled, width, layer.padded_width, panel, layer.pooled);
     from += pooled * width;
-    layer.bias.reserve(layer.padded_width);
-    std::memcpy(layer.bias.get(), from, width * sizeof(float));
+    layer.bias.grow(layer.padded_width);
+    std::memcpy(layer.bias.data(), from, width * sizeof(float));
     from += width;
     packed.push_back(std::move(layer));
     own = pooled = width;
@@ -207,8 +152,8 @@ class Encoder {
       : input_(input), layers_(layers), instructions_(instructions), out_(out) {
     for (const PackedLayer& layer : layers) widest_ = std::max(widest_, layer.padded_width);
     const int64_t voxels = kBlockRows + kTallest;
-    for (Floats* per_voxel : {&pooled_[0], &pooled_[1], &start_}) {
-      per_voxel->reserve(voxels * widest_);
+    for (AlignedFloats* per_voxel : {&pooled_[0], &pooled_[1], &start_}) {
+      per_voxel->grow(voxels * widest_);
     }
   }
 
@@ -233,35 +178,35 @@ class Encoder {
     const int64_t rows = input_.offsets[last] - input_.offsets[first], voxels = last - first;
     const int64_t capacity = padded(rows, kTallest) + kTallest;
     const int64_t code_columns = input_.code_columns();
-    own_[0].reserve(capacity * std::max(widest_, code_columns));
-    own_[1].reserve(capacity * widest_);
+    own_[0].grow(capacity * std::max(widest_, code_columns));
+    own_[1].grow(capacity * widest_);
     voxel_.resize(std::max<int64_t>(voxel_.size(), capacity));
     read_codes(first, last);
     std::fill(voxel_.begin() + rows, voxel_.begin() + capacity, static_cast<int32_t>(voxels - 1));
 
-    const float* x = own_[0].get();
+    const float* x = own_[0].data();
     int64_t x_stride = code_columns;
     for (size_t l = 0; l < layers_.size(); ++l) {
       const PackedLayer& layer = layers_[l];
-      float* pooled = pooled_[l % 2].get();
-      const float* start = layer.bias.get();
+      float* pooled = pooled_[l % 2].data();
+      const float* start = layer.bias.data();
       if (layer.pooled_depth > 0) {
-        instructions_.voxels({pooled_[(l + 1) % 2].get(), padded(layer.pooled_depth, kPad),
-                              layer.pooled_depth, layer.pooled.get(), start, 0, nullptr,
-                              start_.get(), layer.padded_width, nullptr, voxels,
+        instructions_.voxels({pooled_[(l + 1) % 2].data(), padded(layer.pooled_depth, kPad),
+                              layer.pooled_depth, layer.pooled.data(), start, 0, nullptr,
+                              start_.data(), layer.padded_width, nullptr, voxels,
                               layer.padded_width});
-        start = start_.get();
+        start = start_.data();
       }
       std::fill(pooled, pooled + voxels * layer.padded_width, 0.0f);
-      float* own = l + 1 < layers_.size() ? own_[(l + 1) % 2].get() : nullptr;
-      instructions_.points({x, x_stride, layer.own_depth, layer.own.get(), start,
+      float* own = l + 1 < layers_.size() ? own_[(l + 1) % 2].data() : nullptr;
+      instructions_.points({x, x_stride, layer.own_depth, layer.own.data(), start,
                             layer.pooled_depth > 0 ? layer.padded_width : 0, voxel_.data(), own,
                             layer.padded_width, pooled, rows, layer.padded_width});
       x = own;
       x_stride = layer.padded_width;
     }
     const PackedLayer& layer = layers_.back();
-    const float* pooled = pooled_[(layers_.size() - 1) % 2].get();
+    const float* pooled = pooled_[(layers_.size() - 1) % 2].data();
     for (int64_t v = 0; v < voxels; ++v) {
       std::memcpy(out_ + (first + v) * layer.width, pooled + v * layer.padded_width,
                   layer.width * sizeof(float));
@@ -271,7 +216,7 @@ class Encoder {
   // The codes of the block's points into own_[0], and the voxel of each.
   void read_codes(int64_t first, int64_t last) {
     const int64_t begin = input_.offsets[first], columns = input_.columns;
-    float* code = own_[0].get();
+    float* code = own_[0].data();
     if (input_.point_index == nullptr) {
       std::copy(input_.values + begin * columns, input_.values + input_.offsets[last] * columns,
                 code);
@@ -316,7 +261,7 @@ class Encoder {
   const InstructionSet instructions_;
   float* const out_;
   int64_t widest_ = kPad;
-  Floats own_[2], pooled_[2], start_;
+  AlignedFloats own_[2], pooled_[2], start_;
   std::vector<int32_t> voxel_;
 };
 

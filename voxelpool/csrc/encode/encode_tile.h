@@ -1,29 +1,28 @@
 // The register tile of encode_cpu.cpp, included there once for each instruction set, inside a
-// namespace that defines VP_TARGET, Vector, kLanes, kPanelVectors, kSmallRows, kLargeRows and the
-// functions on vectors. No include guard.
+// namespace with its `Isa` and with VP_TARGET naming it. No include guard for that reason.
 
-// Rows first_row, … of a panel of vectors * kLanes channels.
+// Rows first_row, … of a panel of vectors * Isa::lanes channels.
 template <bool pointwise, int rows, int vectors>
 VP_TARGET VP_INLINE void tile(const TileJob& job, int64_t first_row, int64_t channel,
                               const float* weights) {
-  Vector sum[rows][vectors];
+  Isa::Vector sum[rows][vectors];
   VP_UNROLL
   for (int r = 0; r < rows; ++r) {
     const float* start = job.start + channel;
     if (pointwise) start += job.start_stride * job.voxel[first_row + r];
     VP_UNROLL
-    for (int n = 0; n < vectors; ++n) sum[r][n] = load(start + n * kLanes);
+    for (int n = 0; n < vectors; ++n) sum[r][n] = Isa::load(start + n * Isa::lanes);
   }
   const float* x = job.x + first_row * job.x_stride;
-  for (int64_t k = 0; k < job.depth; ++k, ++x, weights += vectors * kLanes) {
-    Vector weight[vectors];
+  for (int64_t k = 0; k < job.depth; ++k, ++x, weights += vectors * Isa::lanes) {
+    Isa::Vector weight[vectors];
     VP_UNROLL
-    for (int n = 0; n < vectors; ++n) weight[n] = load(weights + n * kLanes);
+    for (int n = 0; n < vectors; ++n) weight[n] = Isa::load(weights + n * Isa::lanes);
     VP_UNROLL
     for (int r = 0; r < rows; ++r) {
-      const Vector value = broadcast(x[r * job.x_stride]);
+      const Isa::Vector value = Isa::broadcast(x[r * job.x_stride]);
       VP_UNROLL
-      for (int n = 0; n < vectors; ++n) sum[r][n] = multiply_add(value, weight[n], sum[r][n]);
+      for (int n = 0; n < vectors; ++n) sum[r][n] = Isa::multiply_add(value, weight[n], sum[r][n]);
     }
   }
   if (job.out != nullptr) {
@@ -32,7 +31,7 @@ VP_TARGET VP_INLINE void tile(const TileJob& job, int64_t first_row, int64_t cha
       float* to = job.out + (first_row + r) * job.out_stride + channel;
       VP_UNROLL
       for (int n = 0; n < vectors; ++n) {
-        store(to + n * kLanes, pointwise ? rectify(sum[r][n]) : sum[r][n]);
+        Isa::store(to + n * Isa::lanes, pointwise ? Isa::rectify(sum[r][n]) : sum[r][n]);
       }
     }
   }
@@ -43,7 +42,8 @@ VP_TARGET VP_INLINE void tile(const TileJob& job, int64_t first_row, int64_t cha
       float* best = job.pooled + job.width * job.voxel[first_row + r] + channel;
       VP_UNROLL
       for (int n = 0; n < vectors; ++n) {
-        store(best + n * kLanes, take_larger(load(best + n * kLanes), sum[r][n]));
+        Isa::store(best + n * Isa::lanes,
+                   Isa::take_larger(Isa::load(best + n * Isa::lanes), sum[r][n]));
       }
     }
   }
@@ -60,11 +60,18 @@ VP_TARGET VP_INLINE void panel(const TileJob& job, int64_t channel) {
 template <bool pointwise>
 VP_TARGET void layer(const TileJob& job) {
   int64_t channel = 0;
-  for (; channel + kPanelVectors * kLanes <= job.width; channel += kPanelVectors * kLanes) {
-    panel<pointwise, kLargeRows, kPanelVectors>(job, channel);
+  for (; channel + Isa::panel_vectors * Isa::lanes <= job.width;
+       channel += Isa::panel_vectors * Isa::lanes) {
+    panel<pointwise, Isa::large_rows, Isa::panel_vectors>(job, channel);
   }
-  const int64_t left = (job.width - channel) / kLanes;
-  if (kPanelVectors > 3 && left == 3) panel<pointwise, kSmallRows, 3>(job, channel);
-  if (kPanelVectors > 2 && left == 2) panel<pointwise, kSmallRows, 2>(job, channel);
-  if (left == 1) panel<pointwise, kSmallRows, 1>(job, channel);
+  const int64_t left = (job.width - channel) / Isa::lanes;
+  if (Isa::panel_vectors > 3 && left == 3) panel<pointwise, Isa::small_rows, 3>(job, channel);
+  if (Isa::panel_vectors > 2 && left == 2) panel<pointwise, Isa::small_rows, 2>(job, channel);
+  if (left == 1) panel<pointwise, Isa::small_rows, 1>(job, channel);
 }
+
+inline constexpr InstructionSet instruction_set = {
+    &layer<true>,
+    &layer<false>,
+    Isa::panel_vectors * Isa::lanes,
+};

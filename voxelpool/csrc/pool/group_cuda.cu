@@ -1,7 +1,6 @@
 // Grouping rows by index on CUDA: a stable radix sort, so that no atomics decide an order.
-#include <cub/device/device_radix_sort.cuh>
-
 #include "../cuda_common.h"
+#include "../sort_cuda.h"
 #include "pool.h"
 
 namespace voxelpool {
@@ -50,7 +49,7 @@ int key_bits(int64_t groups) {
   return bits;
 }
 
-// Scratch: keys, numbers and sorted keys, each at a multiple of 256 bytes, then CUB's own.
+// Scratch: keys, numbers and sorted keys, each at a multiple of 256 bytes, then the sort's own.
 int64_t column_bytes(int64_t rows) { return (rows * 4 + 255) / 256 * 256; }
 
 }  // namespace
@@ -58,10 +57,8 @@ int64_t column_bytes(int64_t rows) { return (rows * 4 + 255) / 256 * 256; }
 int64_t group_rows_scratch(int64_t rows, int64_t groups, int device) {
   const DeviceGuard guard(device);
   size_t bytes = 0;
-  const uint32_t* from = nullptr;
-  uint32_t* to = nullptr;
-  check_cuda(cub::DeviceRadixSort::SortPairs(nullptr, bytes, from, to, from, to,
-                                             static_cast<int>(rows), 0, key_bits(groups)),
+  uint32_t* const none = nullptr;
+  check_cuda(sort_pairs(nullptr, &bytes, none, none, none, none, rows, key_bits(groups), nullptr),
              "group_rows");
   return 3 * column_bytes(rows) + static_cast<int64_t>(bytes);
 }
@@ -79,10 +76,9 @@ void group_rows_cuda(const int64_t* index, int64_t rows, int64_t groups, uint32_
   if (rows > 0) {
     sort_input_kernel<<<grid_size(rows), kBlock, 0, on>>>(index, rows, groups, keys, numbers);
     size_t bytes = static_cast<size_t>(scratch_bytes - 3 * column);
-    check_cuda(
-        cub::DeviceRadixSort::SortPairs(base + 3 * column, bytes, keys, sorted, numbers, order,
-                                        static_cast<int>(rows), 0, key_bits(groups), on),
-        "group_rows");
+    check_cuda(sort_pairs(base + 3 * column, &bytes, keys, sorted, numbers, order, rows,
+                          key_bits(groups), on),
+               "group_rows");
   }
   offsets_kernel<<<grid_size(groups + 1), kBlock, 0, on>>>(sorted, rows, groups, offsets);
   check_cuda(cudaGetLastError(), "group_rows");

@@ -6,8 +6,9 @@
 // The rules, the same on every device and for any number of threads:
 //  - max and min: NaN wins, then the extreme value; among equals (0.0 and -0.0 are equal) the
 //    lowest row. arg is that row. An empty group gives 0 and arg = rows.
-//  - sum, mean and product: rows are taken in order, half types in float32, integers in int64. The
-//    mean of integers is rounded down. An empty group gives 0, its product 1.
+//  - sum, mean and product: rows are taken in order (on CUDA those of a long group in another
+//    order, always the same), half types in float32, integers in int64. The mean of integers is
+//    rounded down. An empty group gives 0, its product 1.
 #pragma once
 
 #include <type_traits>
@@ -53,6 +54,32 @@ VP_HOST_DEVICE Value divide(Value sum, int64_t count) {
   } else {
     return sum / static_cast<Value>(count);
   }
+}
+
+// Calls function with a value of the type that the code stands for.
+template <typename Half, typename BrainHalf, typename Function>
+void dispatch_dtype(DType dtype, const Function& function) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return function(float{});
+    case DType::kFloat64:
+      return function(double{});
+    case DType::kFloat16:
+      return function(Half{});
+    case DType::kBFloat16:
+      return function(BrainHalf{});
+    case DType::kInt8:
+      return function(int8_t{});
+    case DType::kUInt8:
+      return function(uint8_t{});
+    case DType::kInt16:
+      return function(int16_t{});
+    case DType::kInt32:
+      return function(int32_t{});
+    case DType::kInt64:
+      return function(int64_t{});
+  }
+  throw std::invalid_argument("unknown dtype code");
 }
 
 struct Groups {

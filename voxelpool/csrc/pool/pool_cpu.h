@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <stdexcept>
 #include <type_traits>
 
 #include "../compiler.h"
@@ -42,27 +41,7 @@ struct Accumulator<BFloat16> {
 
 template <typename Function>
 void dispatch(DType dtype, Function&& function) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return function(float{});
-    case DType::kFloat64:
-      return function(double{});
-    case DType::kFloat16:
-      return function(Float16{});
-    case DType::kBFloat16:
-      return function(BFloat16{});
-    case DType::kInt8:
-      return function(int8_t{});
-    case DType::kUInt8:
-      return function(uint8_t{});
-    case DType::kInt16:
-      return function(int16_t{});
-    case DType::kInt32:
-      return function(int32_t{});
-    case DType::kInt64:
-      return function(int64_t{});
-  }
-  throw std::invalid_argument("unknown dtype code");
+  dispatch_dtype<Float16, BFloat16>(dtype, function);
 }
 
 // Cuts the groups into pieces of like work (a row, or a group's output) and runs body(first, last,

@@ -53,27 +53,7 @@ struct Arithmetic<__nv_bfloat16> {
 
 template <typename Function>
 void dispatch(DType dtype, Function&& function) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return function(float{});
-    case DType::kFloat64:
-      return function(double{});
-    case DType::kFloat16:
-      return function(__half{});
-    case DType::kBFloat16:
-      return function(__nv_bfloat16{});
-    case DType::kInt8:
-      return function(int8_t{});
-    case DType::kUInt8:
-      return function(uint8_t{});
-    case DType::kInt16:
-      return function(int16_t{});
-    case DType::kInt32:
-      return function(int32_t{});
-    case DType::kInt64:
-      return function(int64_t{});
-  }
-  throw std::invalid_argument("unknown dtype code");
+  dispatch_dtype<__half, __nv_bfloat16>(dtype, function);
 }
 
 // Elements side by side that are loaded and stored at once.
@@ -135,6 +115,7 @@ __device__ int64_t row_at(const Groups& shape, int64_t place) {
 // under way at once. The first kLongBlocks blocks look for groups of more than kLong rows, which
 // the others leave out: a block shares the rows of such a group among its threads, always in the
 // same way. A Reducer says what becomes of the rows; its State is what one thread has found so far.
+// Loops over rows are not unrolled further: what they wait for is memory, and code is kept small.
 
 constexpr int kAhead = 4;
 constexpr int64_t kLong = 512;
@@ -262,6 +243,7 @@ __device__ void take_rows(const Reducer& reducer, typename Reducer::State& state
                           int64_t c) {
   const T* src = reducer.src + c;
   int64_t place = begin;
+#pragma unroll 1
   for (; place + (kAhead - 1) * step < end; place += kAhead * step) {
     Pack<T, width> packs[kAhead];
 #pragma unroll
@@ -272,6 +254,7 @@ __device__ void take_rows(const Reducer& reducer, typename Reducer::State& state
 #pragma unroll
     for (int a = 0; a < kAhead; ++a) reducer.take(state, packs[a], place + a * step);
   }
+#pragma unroll 1
   for (; place < end; place += step) {
     reducer.take(
         state,
@@ -404,6 +387,7 @@ __global__ void spread_kernel(bool mean, const T* src, GroupFinder finder, int64
     const int64_t last = first + kRowsAThread < rows ? first + kRowsAThread : rows;
     int64_t k = -2, group = finder.find(first);
     Pack<T, width> values;
+#pragma unroll 1
     for (int64_t r = first; r < last; ++r) {
       if (r > first) group = finder.next(r, group);
       if (group != k) {
@@ -436,6 +420,7 @@ __global__ void place_kernel(const Word* src, const int64_t* arg, GroupFinder fi
     int64_t k = -2, group = finder.find(first);
     Pack<Word, width> values;
     int64_t at[width];
+#pragma unroll 1
     for (int64_t r = first; r < last; ++r) {
       if (r > first) group = finder.next(r, group);
       if (group != k) {

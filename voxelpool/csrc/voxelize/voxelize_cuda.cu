@@ -4,9 +4,12 @@
 #include <thrust/iterator/counting_iterator.h>
 #include <thrust/iterator/transform_iterator.h>
 
-#include <cub/cub.cuh>
+#include <cub/block/block_scan.cuh>
+#include <cub/device/device_scan.cuh>
+#include <cub/device/device_select.cuh>
 
 #include "../cuda_common.h"
+#include "../sort_cuda.h"
 #include "voxelize.h"
 
 namespace voxelpool {
@@ -171,8 +174,8 @@ Contribution<Key> contribution_of(const VoxelizeInput& input, const Workspace<Ke
 template <typename Key>
 cudaError_t sort_by_key(void* memory, size_t* bytes, const Workspace<Key>& work, int64_t n,
                         int bits, cudaStream_t stream) {
-  return cub::DeviceRadixSort::SortPairs(memory, *bytes, work.keys[0], work.keys[1], work.index[0],
-                                         work.index[1], static_cast<int>(n), 0, bits, stream);
+  return sort_pairs(memory, bytes, work.keys[0], work.keys[1], work.index[0], work.index[1], n,
+                    bits, stream);
 }
 
 template <typename Key>
