@@ -77,7 +77,7 @@ def test_bad_input(run_tool: RunTool, experiments: Path, tmp_path: Path) -> None
 
     here = ("--experiments", experiments)
     assert "no experiment head; there are heads, windows" in fails(*here, "--only", "head")
-    assert "holds no experiment" in fails("--experiments", tmp_path)
+    assert "holds no experiment" in fails("--experiments", tmp_path / "none")
     assert "holds no measured cell" in fails("--summary", "--out", tmp_path / "none")
     gone = ("--modelnet", tmp_path / "gone.npz", "--short", "--only", "heads")
     assert "all 2 cells failed" in fails(*here, *gone)
