@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -47,6 +47,21 @@ def run(main: Callable[..., Any]) -> None:
     except KeyboardInterrupt:
         _stderr.print("interrupted")
         sys.exit(130)
+
+
+def repeat_options(arguments: Sequence[str], options: Sequence[str]) -> list[str]:
+    """Lets an option take several values: "--classes Car Van" is "--classes Car --classes Van"."""
+    spread: list[str] = []
+    option, first = None, False
+    for argument in arguments:
+        if argument.startswith("-"):
+            option, first = (argument if argument in options else None), True
+        elif option is not None and not first:
+            spread.append(option)
+        elif option is not None:
+            first = False
+        spread.append(argument)
+    return spread
 
 
 def warn(message: str) -> None:

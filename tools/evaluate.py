@@ -152,6 +152,7 @@ def detect_split(
         classes=config.classes,
         crop_to_image=config.data.crop_to_image,
         require_labels=True,
+        limit=None if split else config.data.val_limit,
     )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -173,7 +174,7 @@ def classify_split(
 ) -> ClassificationScores:
     """Classifies every object of a split."""
     if split is not None:
-        objects = config.objects.model_copy(update={"val_split": str(split)})
+        objects = config.objects.model_copy(update={"val_split": str(split), "val_limit": None})
         config = config.model_copy(update={"objects": objects})
     classifier = load_classifier(checkpoint, config).to(device)
     with _cli.reading() as reading:
@@ -313,21 +314,6 @@ def parse_min_iou(settings: Sequence[str]) -> dict[str, float]:
     return overlaps
 
 
-def repeat_options(arguments: Sequence[str], options: Sequence[str]) -> list[str]:
-    """Lets an option take several values: "--classes Car Van" is "--classes Car --classes Van"."""
-    spread: list[str] = []
-    option, first = None, False
-    for argument in arguments:
-        if argument.startswith("-"):
-            option, first = (argument if argument in options else None), True
-        elif option is not None and not first:
-            spread.append(option)
-        elif option is not None:
-            first = False
-        spread.append(argument)
-    return spread
-
-
 if __name__ == "__main__":
-    sys.argv[1:] = repeat_options(sys.argv[1:], ("--classes", "--min-iou"))
+    sys.argv[1:] = _cli.repeat_options(sys.argv[1:], ("--classes", "--min-iou"))
     _cli.run(main)

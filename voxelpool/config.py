@@ -130,6 +130,9 @@ class DataConfig(_Block):
     train_split: str = "train"
     """A list in ImageSets/, without .txt."""
     val_split: str = "val"
+    train_limit: PositiveInt | None = None
+    """Only so many frames of the split, spread evenly over it; null takes all."""
+    val_limit: PositiveInt | None = None
     crop_to_image: bool = True
     """Drop points that do not project into the image: only those regions are labelled."""
     num_workers: NonNegativeInt = 2
@@ -347,6 +350,9 @@ class ObjectsConfig(_Block):
     train_split: str = "train"
     val_split: str = ""
     """Empty: test of ModelNet, val of a data set."""
+    train_limit: PositiveInt | None = None
+    """Only so many objects of the split, spread evenly over it; null takes all."""
+    val_limit: PositiveInt | None = None
     extent: PositiveFloat = 6.4
     """crops: edge of the cube about the middle of a box that a network sees, metres."""
     margin: NonNegativeFloat = 0.1
@@ -472,6 +478,46 @@ class ClassifierConfig(_Block):
         return self
 
 
+class ShortConfig(_Block):
+    """What the short mode of an experiment changes, to see in minutes that all of it runs."""
+
+    overrides: tuple[str, ...] = ()
+    """"key=value" each, after the experiment's own."""
+    seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
+
+
+class ExperimentConfig(_Block):
+    """Variants of one network that are trained alike, with several seeds, and compared."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    """Names its folder."""
+    title: str = ""
+    """What is compared, for tables and pictures."""
+    config: str
+    """The configuration of all variants, relative to this file."""
+    overrides: tuple[str, ...] = ()
+    """"key=value" each, for all variants."""
+    short: ShortConfig = ShortConfig()
+    variants: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")], tuple[str, ...]] = Field(
+        min_length=1
+    )
+    """What each changes: "key=value"."""
+    baseline: str
+    """The variant that the others are compared with."""
+    seeds: tuple[NonNegativeInt, ...] = Field(default=(0, 1, 2), min_length=1)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ExperimentConfig:
+        if self.baseline not in self.variants:
+            raise ValueError(
+                f"baseline {self.baseline} is none of the variants {', '.join(self.variants)}"
+            )
+        for seeds in (self.seeds, self.short.seeds):
+            if len(set(seeds)) != len(seeds):
+                raise ValueError(f"seeds name one twice: {list(seeds)}")
+        return self
+
+
 AnyConfig = Config | ClassifierConfig
 _ROOTS: dict[str, type[AnyConfig]] = {
     name: root
@@ -495,14 +541,48 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         ConfigError: no such file, no YAML, an unknown key, a wrong type or an impossible value;
             names the file and the key.
     """
+    return parse_config(_read_text(Path(path)), overrides, source=str(path))
+
+
+def load_experiment(path: str | os.PathLike[str]) -> ExperimentConfig:
+    """Reads an experiment; its ``config`` then is a path from here.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
     path = Path(path)
+    values = _parse_yaml(_read_text(path), str(path))
     try:
-        text = path.read_text(encoding="utf-8")
+        experiment = ExperimentConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, str(path), ExperimentConfig)) from error
+    return experiment.model_copy(update={"config": str(path.parent / experiment.config)})
+
+
+def save_experiment(experiment: ExperimentConfig, path: str | os.PathLike[str]) -> None:
+    """Writes an experiment as YAML that `load_experiment` reads to an equal one from anywhere."""
+    values = experiment.model_dump(mode="json") | {"config": str(Path(experiment.config).resolve())}
+    with atomic_write(path) as file:
+        yaml.safe_dump(values, file, sort_keys=False, default_flow_style=None, width=100)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text") from error
-    return parse_config(text, overrides, source=str(path))
+
+
+def _parse_yaml(text: str, source: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: must hold keys and values, got {type(values).__name__}")
+    return values
 
 
 def load_detector_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
@@ -519,12 +599,7 @@ def load_detector_config(path: str | os.PathLike[str], overrides: Sequence[str] 
 
 def parse_config(text: str, overrides: Sequence[str] = (), source: str = "config") -> AnyConfig:
     """Like `load_config`, from YAML text; ``source`` is what errors call it."""
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{source}: must hold keys and values, got {type(values).__name__}")
+    values = _parse_yaml(text, source)
     for override in overrides:
         _apply_override(values, override)
     model = values.get("model", "voxnet" if "objects" in values else "voxelnet")

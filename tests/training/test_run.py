@@ -10,11 +10,11 @@ import lightning
 import pytest
 import torch
 
-from voxelpool.config import Config, ScheduleConfig, load_config
-from voxelpool.datasets.kitti import write_sweep
+from voxelpool.config import ClassifierConfig, Config, ScheduleConfig, load_config
+from voxelpool.datasets.kitti import spread_rows, write_sweep
 from voxelpool.errors import CheckpointError, ConfigError, DataError, TrainingError
 from voxelpool.models import load_detector
-from voxelpool.training import Run, find_run, fit, new_run
+from voxelpool.training import ObjectData, Run, SweepData, find_run, fit, new_run
 
 
 class StopAfter(lightning.Callback):
@@ -206,6 +206,25 @@ def test_a_loss_that_is_not_finite_names_the_frames(tiny_config: Config, tmp_pat
         TrainingError, match=r"not finite.*epoch 0, step \d: frames 00000\d, 00000\d"
     ):
         fit(tiny_config, run, progress=False)
+
+
+def test_limits_spread_over_the_splits(
+    tiny_config: Config, tiny_classifier: ClassifierConfig
+) -> None:
+    limits = {"train_limit": 3, "val_limit": 1}
+    data = SweepData(
+        tiny_config.model_copy(update={"data": tiny_config.data.model_copy(update=limits)})
+    )
+    every = SweepData(tiny_config).train_frames.frame_ids
+    assert data.train_frames.frame_ids == [every[0], every[1], every[2]]
+    assert len(data.val_frames) == 1
+    limits = {"train_limit": 20, "val_limit": 100}
+    changed = tiny_classifier.objects.model_copy(update=limits)
+    objects = ObjectData(tiny_classifier.model_copy(update={"objects": changed}))
+    assert objects.train_objects is not None
+    assert objects.train_objects.ids == [f"train/{row:04d}" for row in range(0, 60, 3)]
+    assert len(objects.val_objects) == 20
+    assert spread_rows(10, 4) == [0, 2, 5, 7] and spread_rows(3, None) == [0, 1, 2]
 
 
 def test_missing_data_is_said_before_any_training(tiny_config: Config, tmp_path: Path) -> None:

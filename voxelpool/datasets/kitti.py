@@ -187,6 +187,13 @@ def results_from_boxes(
     )
 
 
+def spread_rows(count: int, limit: int | None) -> list[int]:
+    """``limit`` rows spread evenly over ``count``; all of them if there are no more, or None."""
+    if limit is None or limit >= count:
+        return list(range(count))
+    return [row * count // limit for row in range(limit)]
+
+
 def split_ids(root: str | os.PathLike[str], split: str | os.PathLike[str]) -> list[str]:
     """The frame ids of a split.
 
@@ -249,6 +256,7 @@ class KittiDataset:
             has no boxes and ``objects`` is None.
         cache: use cropped sweeps below ``root`` (True), not at all (False) or below another folder.
         nonfinite: "drop" or "raise".
+        limit: keep so many frames, spread evenly over the split.
 
     Raises:
         DataError: a folder, a split list or a frame's file is missing, or a class is unknown.
@@ -265,6 +273,7 @@ class KittiDataset:
         require_labels: bool = False,
         cache: bool | str | os.PathLike[str] = True,
         nonfinite: str = "drop",
+        limit: int | None = None,
     ) -> None:
         self.root = Path(root)
         self.split = str(split)
@@ -284,7 +293,8 @@ class KittiDataset:
                     f"{self.folder / name}: no such folder; data/README.md says what to download "
                     f"and where to put it"
                 )
-        self.frame_ids = split_ids(self.root, split)
+        frame_ids = split_ids(self.root, split)
+        self.frame_ids = [frame_ids[row] for row in spread_rows(len(frame_ids), limit)]
         for name in needed:
             self._check_present(name)
         self._cache = None

@@ -97,6 +97,19 @@ class ObjectSet:
         numbers = np.bincount(self.labels, minlength=len(self.classes))
         return dict(zip(self.classes, numbers.tolist(), strict=True))
 
+    def take(self, rows: Sequence[int] | NDArray[np.int64]) -> ObjectSet:
+        """Some of the objects, in the order of ``rows``."""
+        rows = np.asarray(rows, np.int64)
+        ids = [self.ids[row] for row in rows]
+        labels, origins = self.labels[rows], self.origins[rows]
+        if self.points is None:
+            assert self.grids is not None
+            return _of_grids(self.classes, ids, labels, self.grids[rows])
+        parts = [self.points[self.offsets[row] : self.offsets[row + 1]] for row in rows]
+        points = np.concatenate([self.points[:0], *parts])
+        offsets = np.cumsum([0, *map(len, parts)], dtype=np.int64)
+        return _of_points(self.classes, ids, labels, points, offsets, origins)
+
     def padded(self, size: int) -> ObjectSet:
         """Grids in the middle of larger ones of ``size`` cells along each edge.
 

@@ -16,6 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSample
 
 from voxelpool.config import ClassifierConfig, ObjectAugmentConfig
 from voxelpool.datasets.augment import frame_generator
+from voxelpool.datasets.kitti import spread_rows
 from voxelpool.datasets.objects import ObjectSet, Progress, load_objects, sample_rows
 from voxelpool.errors import DataError, TrainingError
 from voxelpool.evaluation.classification import classification_scores
@@ -258,18 +259,23 @@ class ObjectData(lightning.LightningDataModule):
         self.config = config
         self.train_objects: ObjectSet | None = None
         if training:
-            self.train_objects = self._load(config.objects.train_split, progress)
+            self.train_objects = self._load(
+                config.objects.train_split, config.objects.train_limit, progress
+            )
             without = [name for name, n in self.train_objects.counts().items() if not n]
             if without:
                 raise DataError(
                     f"{config.objects.root}: split {config.objects.train_split!r} holds no "
                     f"{' and no '.join(without)}"
                 )
-        self.val_objects = self._load(config.objects.val_split_name, progress)
+        self.val_objects = self._load(
+            config.objects.val_split_name, config.objects.val_limit, progress
+        )
 
-    def _load(self, split: str, progress: Progress | None) -> ObjectSet:
+    def _load(self, split: str, limit: int | None, progress: Progress | None) -> ObjectSet:
         size = None if self.config.takes_points else self.config.classifier.grid_size
-        return load_objects(self.config.objects, split, grid_size=size, progress=progress)
+        objects = load_objects(self.config.objects, split, grid_size=size, progress=progress)
+        return objects if limit is None else objects.take(spread_rows(len(objects), limit))
 
     def class_weights(self) -> Tensor | None:
         """(K,) weights of the loss: for balanced ones, inverse to how often a class comes."""
@@ -330,7 +336,7 @@ def network_inputs(
         if moves is not None:
             objects = moves.on_grids(objects, config.objects.turning == "linear")
         return objects[:, None].float()
-    size, extent = config.classifier.grid_size, _extent(config)
+    size, extent = config.classifier.grid_size, object_extent(config)
     cell = extent / size
     every = torch.arange(batch.batch_size, device=origins.device)
     rows = every[:, None].expand(objects.shape[:2]) if batch.rows is None else batch.rows
@@ -353,7 +359,8 @@ def network_inputs(
     return grids[:, None]
 
 
-def _extent(config: ClassifierConfig) -> float:
+def object_extent(config: ClassifierConfig) -> float:
+    """Edge of the cube that a network sees: metres, or of a ModelNet shape's -1 to 1."""
     return config.objects.extent if config.objects.source == "crops" else 2.0
 
 

@@ -149,8 +149,12 @@ class SweepData(lightning.LightningDataModule):
                 classes=config.classes,
                 crop_to_image=data.crop_to_image,
                 require_labels=True,
+                limit=limit,
             )
-            for split in (data.train_split, data.val_split)
+            for split, limit in (
+                (data.train_split, data.train_limit),
+                (data.val_split, data.val_limit),
+            )
         )
 
     def train_dataloader(self) -> DataLoader[SweepBatch]:

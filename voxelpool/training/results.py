@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from voxelpool.datasets.kitti import Frame, KittiDataset, KittiObjects, results_from_boxes
+from voxelpool.datasets.kitti import Frame, KittiObjects, results_from_boxes
 from voxelpool.detection import Detections
 from voxelpool.models import Precision, VoxelNet
 from voxelpool.training.data import collate
@@ -32,7 +32,7 @@ def result_objects(found: Detections, frame: Frame, classes: Sequence[str]) -> K
 
 def detect_frames(
     detector: VoxelNet,
-    frames: KittiDataset,
+    frames: Dataset[Frame],
     *,
     num_workers: int = 1,
     precision: Precision = "32",
@@ -41,7 +41,7 @@ def detect_frames(
 
     Args:
         detector: in evaluation mode; its device is used.
-        frames: a split.
+        frames: a data set of frames.
         num_workers: processes that read ahead.
         precision: see `VoxelNet.detect`.
 

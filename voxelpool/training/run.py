@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,22 +115,36 @@ def find_run(config: AnyConfig, folder: str | os.PathLike[str] | None = None) ->
     if not run.last.is_file():
         raise CheckpointError(f"{run.last}: no checkpoint to resume from")
     begun = load_config(run.config_path)
+    difference = config_difference(config, begun, _may_change(begun))
+    if difference:
+        raise ConfigError(f"{run.folder}: cannot resume with another configuration: {difference}")
+    return run
+
+
+def config_difference(
+    config: AnyConfig, begun: AnyConfig, ignored: Mapping[str, Collection[str]]
+) -> str:
+    """Says where a configuration differs from the one that a run was begun with.
+
+    Args:
+        config: what is asked for.
+        begun: the run's own.
+        ignored: keys of each block that may differ.
+
+    Returns:
+        The first key and both values, or nothing if they agree.
+    """
     if type(begun) is not type(config):
-        raise ConfigError(
-            f"{run.folder}: cannot resume with another configuration: model is {begun.model} there "
-            f"and {config.model} here"
-        )
+        return f"model is {begun.model} there and {config.model} here"
     for key in type(config).model_fields:
         asked, has = getattr(config, key), getattr(begun, key)
-        changing = {name: getattr(asked, name) for name in _may_change(begun).get(key, ())}
+        changing = {name: getattr(asked, name) for name in ignored.get(key, ())}
         if changing:
             has = has.model_copy(update=changing)
         difference = first_difference(asked, has, key)
         if difference:
-            raise ConfigError(
-                f"{run.folder}: cannot resume with another configuration: {difference}"
-            )
-    return run
+            return difference
+    return ""
 
 
 def _may_change(begun: AnyConfig) -> dict[str, set[str]]:

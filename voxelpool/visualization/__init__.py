@@ -1,8 +1,19 @@
-"""Pictures of sweeps and boxes, and of what was taken for what."""
+"""Pictures of sweeps and boxes, of what was taken for what, and of variants compared."""
 
+from voxelpool.visualization.bars import Bar, Curve, Panel, draw_bars
 from voxelpool.visualization.bev import render_bev
 from voxelpool.visualization.confusion import draw_confusion
 from voxelpool.visualization.perspective import render_3d
 from voxelpool.visualization.scene import BoxGroup, Scene
 
-__all__ = ["BoxGroup", "Scene", "draw_confusion", "render_3d", "render_bev"]
+__all__ = [
+    "Bar",
+    "BoxGroup",
+    "Curve",
+    "Panel",
+    "Scene",
+    "draw_bars",
+    "draw_confusion",
+    "render_3d",
+    "render_bev",
+]
