@@ -238,6 +238,23 @@ def test_reading_with_processes_gives_the_same(tiny_kitti: Path) -> None:
     assert same(one, load_objects(crops(tiny_kitti, num_workers=2), "train"))
 
 
+class Arrays:
+    """Two items of arrays."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, row: int) -> list[np.ndarray]:
+        return [np.full(3, row)] * 2
+
+
+def test_processes_send_arrays_not_tensors() -> None:
+    """Each tensor would hold a file descriptor open, and a process has a thousand or so."""
+    items = list(module._read_all(Arrays(), 2, "train", lambda *_: None))
+    assert all(isinstance(array, np.ndarray) for item in items for array in item)
+    assert [[array.tolist() for array in item] for item in items] == [[[0] * 3] * 2, [[1] * 3] * 2]
+
+
 def test_grids_are_padded_in_the_middle(tiny_archive: Path) -> None:
     config = ObjectsConfig(source="modelnet_archive", root=str(tiny_archive))
     small = load_objects(config, "test", grid_size=8)

@@ -268,11 +268,21 @@ def _read_meshes(
 
 def _read_all(items: Any, workers: int, split: str, progress: Progress) -> Iterable[Any]:
     """The items in their order, read by ``workers`` processes."""
-    loader = DataLoader(items, batch_size=None, num_workers=workers if len(items) > 1 else 0)
+    # Left as they are: a tensor from a worker holds a file descriptor open, and thousands come.
+    loader = DataLoader(
+        items,
+        batch_size=None,
+        num_workers=workers if len(items) > 1 else 0,
+        collate_fn=_unchanged,
+    )
     progress(f"reading {split}", 0, len(items))
     for done, item in enumerate(loader, 1):
         yield item
         progress(f"reading {split}", done, len(items))
+
+
+def _unchanged(item: Any) -> Any:
+    return item
 
 
 def _dataset(config: ObjectsConfig, split: str) -> KittiDataset:
