@@ -242,7 +242,7 @@ def _train(cell: Cell, tell: Callable[[str, int, int], None]) -> float | None:
             callbacks=[_Epochs(tell)],
             reading=tell,
         )
-    except SystemExit:  # what Lightning makes of Ctrl-C
+    except SystemExit:  # what Lightning makes of Ctrl-C, and of being told to end
         raise KeyboardInterrupt from None
     return None if resume else time.perf_counter() - started
 
@@ -440,9 +440,9 @@ def _work(place: connection.Connection, threads: int, jobs: int) -> None:
     while True:
         try:
             cell = place.recv()
-        except EOFError:
+            send(None, "settled", _attempt(cell, send, jobs))
+        except (EOFError, KeyboardInterrupt):  # no more, or told to end in the middle of a training
             return
-        send(None, "settled", _attempt(cell, send, jobs))
 
 
 def _write_json(values: Mapping[str, Any], path: Path) -> None:
