@@ -12,15 +12,12 @@ import datetime
 import gc
 import importlib.metadata
 import json
-import math
-import multiprocessing
 import os
 import platform
 import random
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +29,7 @@ from torch import Tensor
 
 import voxelpool
 from voxelpool.files import atomic_write
+from voxelpool.machine import cpu_name
 
 OURS = "voxelpool"
 LEAST_REPEATS = 3
@@ -275,35 +273,6 @@ def bandwidth(setting: Setting) -> dict[str, float]:
     return {"copy_gb_per_s": 2 * size / copy / 1e6, "read_gb_per_s": size / read / 1e6}
 
 
-def peak_memory(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> float:
-    """MB by which a fresh process grows at most while it does something; NaN where none can tell.
-
-    Args:
-        prepare: a function of a module; what it returns is run and measured.
-        arguments: of `prepare`.
-    """
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_grown, prepare, arguments).result()
-
-
-def _grown(prepare: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...]) -> float:
-    run = prepare(*arguments)
-    gc.collect()
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
-    except OSError:
-        return math.nan
-    before = _memory("VmRSS")
-    run()
-    return _memory("VmHWM") - before
-
-
-def _memory(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) / 1e3 for line in lines if line.startswith(name))
-
-
 def environment(setting: Setting) -> dict[str, Any]:
     """The machine, the versions and the date."""
     versions = {"python": platform.python_version(), "voxelpool": voxelpool.__version__}
@@ -315,7 +284,7 @@ def environment(setting: Setting) -> dict[str, Any]:
     return {
         "date": datetime.date.today().isoformat(),
         "device": setting.device,
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if setting.device == "cuda" else "",
@@ -324,15 +293,6 @@ def environment(setting: Setting) -> dict[str, Any]:
         "versions": versions,
         "compiled": str(voxelpool.show_config()["compiled"]),
     }
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def run_family(

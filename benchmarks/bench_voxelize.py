@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from _data import CAR_GRID, simulated_sweep, sweep
-from _measure import OURS, Case, Contender, Setting, main, peak_memory, powers, thread_counts
+from _measure import OURS, Case, Contender, Setting, main, powers, thread_counts
 from _peers import spconv
 from torch import Tensor
 
+from voxelpool.machine import peak_memory
 from voxelpool.ops import voxelize, voxelize_static
 from voxelpool.structures import VoxelGrid, Voxels
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import torch
 from _data import boxes, sweep
-from _measure import OURS, Case, Contender, Setting, main, peak_memory
+from _measure import OURS, Case, Contender, Setting, main
 from _plain import PlainVoxelNet
 from torch import Tensor, nn
 
 from voxelpool.config import load_config
 from voxelpool.detection.box_coder import decode
+from voxelpool.machine import peak_memory
 from voxelpool.models.voxelnet import VoxelNet, build_detector
 
 CONFIG = Path(__file__).parents[1] / "configs" / "voxelnet_car.yaml"

@@ -9,6 +9,7 @@ Examples:
 
 from __future__ import annotations
 
+import datetime
 import json
 import time
 from pathlib import Path
@@ -24,6 +25,8 @@ import bench_voxelnet
 from _measure import measure_families, parser, save, setting_of
 from rich.console import Console
 
+from voxelpool.files import refuse_existing
+
 RESULTS = Path(__file__).parent / "results"
 FAMILIES = {
     "pool": bench_pool.cases,
@@ -33,6 +36,14 @@ FAMILIES = {
     "pyramid": bench_pyramid.cases,
     "voxelnet": bench_voxelnet.cases,
 }
+
+
+def _unused(name: str) -> Path:
+    """The first of name, name-2, name-3, … that is not there yet."""
+    path, number = RESULTS / f"{name}.json", 2
+    while path.exists():
+        path, number = RESULTS / f"{name}-{number}.json", number + 1
+    return path
 
 
 def main() -> None:
@@ -46,13 +57,16 @@ def main() -> None:
     if arguments.markdown is not None:
         print(_tables.markdown(json.loads(arguments.markdown.read_text())))
         return
+    path = arguments.json or _unused(f"{arguments.device}-{datetime.date.today()}")
+    try:
+        refuse_existing(path)
+    except FileExistsError as error:
+        arguments_parser.error(f"{error.filename}: {error.strerror}")
     console = Console()
     started = time.perf_counter()
     families = [(name, FAMILIES[name]) for name in arguments.families]
     report = measure_families(families, setting_of(arguments), console, arguments.only)
     _tables.show(report, console)
-    name = f"{arguments.device}-{report['environment']['date']}"
-    path = arguments.json or RESULTS / f"{name}.json"
     save(report, path)
     drawn = _curves.draw(report, path.parent, path.stem)
     console.print(f"{path} and {len(drawn)} curves, {time.perf_counter() - started:.0f} s")

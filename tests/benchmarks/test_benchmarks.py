@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import json
-import math
-import operator
 import subprocess
 import sys
 from pathlib import Path
@@ -86,11 +83,18 @@ def test_a_benchmark_runs_alone(tmp_path: Path) -> None:
     check_report(json.loads(path.read_text()))
 
 
-@pytest.mark.slow
-def test_peak_memory_is_what_the_work_takes(load) -> None:
-    megabytes = load("_measure").peak_memory(functools.partial, operator.mul, b"x", 50_000_000)
-    if not math.isnan(megabytes):
-        assert 45 < megabytes < 60
+def test_results_are_not_overwritten(tmp_path: Path, load) -> None:
+    taken = tmp_path / "mine.json"
+    taken.write_text("mine")
+    command = [sys.executable, str(BENCHMARKS / "run_all.py"), "--quick", "--json", str(taken)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "mine.json: already exists" in done.stderr
+    assert taken.read_text() == "mine"
+    run_all = load("run_all")
+    run_all.RESULTS = tmp_path
+    assert run_all._unused("mine").name == "mine-2.json"
+    assert run_all._unused("cpu").name == "cpu.json"
 
 
 def test_a_contender_with_another_result_is_not_timed(load) -> None:

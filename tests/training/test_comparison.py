@@ -22,6 +22,7 @@ from voxelpool.config import (
 )
 from voxelpool.datasets.perturb import ON_GRIDS, ON_POINTS, ON_SWEEPS
 from voxelpool.errors import ConfigError, DataError
+from voxelpool.machine import peak_memory
 from voxelpool.models import build_detector, load_classifier
 from voxelpool.training import Run, cells_of, comparison, measure, run_cells, write_summary
 from voxelpool.training.classify import class_probabilities
@@ -36,7 +37,7 @@ from voxelpool.training.comparison import (
     summarize,
     table_of,
 )
-from voxelpool.training.measure import ClassifierMeter, peak_memory, training_step
+from voxelpool.training.measure import ClassifierMeter, training_step
 
 
 @pytest.fixture(autouse=True)

@@ -37,8 +37,9 @@ from voxelpool.config import (
 from voxelpool.datasets.perturb import ON_GRIDS, ON_POINTS, Perturbation
 from voxelpool.errors import ConfigError, DataError, VoxelpoolError
 from voxelpool.files import atomic_write
+from voxelpool.machine import peak_memory
 from voxelpool.models import load_checkpoint
-from voxelpool.training.measure import machine, meter_of, milliseconds, peak_memory, training_step
+from voxelpool.training.measure import machine, meter_of, milliseconds, training_step
 from voxelpool.training.run import Run, config_difference, fit, new_run
 from voxelpool.visualization.bars import Bar, Curve, Panel, draw_bars
 

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import gc
-import math
-import multiprocessing
 import os
 import platform
-import signal
 import statistics
 import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +29,7 @@ from voxelpool.datasets.perturb import (
     perturb_objects,
 )
 from voxelpool.evaluation import classification_scores, evaluate
+from voxelpool.machine import cpu_name
 from voxelpool.models import build_detector, classifier_of, load_classifier, load_detector
 from voxelpool.training.classify import (
     ObjectBatches,
@@ -255,57 +251,11 @@ def milliseconds(step: Step, passes: int = FORWARD_PASSES) -> float:
     return statistics.median(times)
 
 
-def peak_memory(prepare: Callable[..., Step], *arguments: Any) -> float:
-    """MB by which a fresh process grows at most while it does something; NaN where none can tell.
-
-    Args:
-        prepare: a function of a module; what it returns is run and measured.
-        arguments: of ``prepare``.
-    """
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    threads = torch.get_num_threads()
-    process = context.Process(target=_report_growth, args=(theirs, threads, prepare, arguments))
-    process.start()
-    theirs.close()
-    try:
-        return float(ours.recv())
-    except EOFError:  # it was ended, for want of memory perhaps
-        return math.nan
-    finally:
-        process.terminate()
-        process.join()
-        ours.close()
-
-
-def _report_growth(
-    connection: Connection, threads: int, prepare: Callable[..., Step], arguments: tuple[Any, ...]
-) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who asked ends this process
-    torch.set_num_threads(threads)
-    step = prepare(*arguments)
-    gc.collect()
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
-        before = _memory("VmRSS")
-        step()
-        grown = _memory("VmHWM") - before
-    except OSError:
-        grown = math.nan
-    connection.send(grown)
-    connection.close()
-
-
-def _memory(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next((float(line.split()[1]) / 1e3 for line in lines if line.startswith(name)), math.nan)
-
-
 def machine() -> dict[str, Any]:
     """Where and with what something was measured, and when."""
     return {
         "date": datetime.date.today().isoformat(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         "threads": torch.get_num_threads(),
@@ -316,12 +266,3 @@ def machine() -> dict[str, Any]:
             "numpy": np.__version__,
         },
     }
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
