@@ -103,26 +103,16 @@ class Pool {
 };
 
 // Never destroyed: its threads wait until the process ends. A forked child, which has none of the
-// parent's threads, starts with a new pool, and without the parent's OpenMP.
-Pool* pool = nullptr;
+// parent's threads, starts with a new pool, and without the OpenMP that torch may have used before.
+Pool* pool = new Pool;
 bool forked = false;
 
-void renew_pool() { pool = new Pool; }
-
 void after_fork() {
-  renew_pool();
+  pool = new Pool;
   forked = true;
 }
 
-Pool& shared_pool() {
-  static const bool once = [] {
-    renew_pool();
-    pthread_atfork(nullptr, nullptr, after_fork);
-    return true;
-  }();
-  static_cast<void>(once);
-  return *pool;
-}
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, after_fork);
 
 #if defined(VP_OPENMP_OF_TORCH)
 // As <omp.h>'s implementations export it: runs function(data) on a team of `threads`.
@@ -140,7 +130,6 @@ Team team_of_torch() {
 #endif
 
 bool run_in_parallel(Tasks& tasks, int64_t count, int threads) {
-  Pool& pool = shared_pool();
 #if defined(VP_OPENMP_OF_TORCH)
   const Team team = team_of_torch();
   if (team && !forked) {
@@ -150,7 +139,7 @@ bool run_in_parallel(Tasks& tasks, int64_t count, int threads) {
     return true;
   }
 #endif
-  return pool.run(tasks, static_cast<int>(std::min<int64_t>(threads, count)) - 1);
+  return pool->run(tasks, static_cast<int>(std::min<int64_t>(threads, count)) - 1);
 }
 
 }  // namespace
