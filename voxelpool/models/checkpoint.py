@@ -66,14 +66,10 @@ def load_detector(path: str | os.PathLike[str], config: Config | None = None) ->
         CheckpointError: unreadable, or trained with another network than ``config`` describes;
             names the first key that differs.
     """
-    contents = load_checkpoint(path)
-    trained = checkpoint_config(contents, path)
-    if config is None:
-        if not isinstance(trained, Config):
-            raise CheckpointError(f"{path}: is of the classifier {trained.model}, no detector")
-        config = trained
-    require_same_network(config, trained, path)
-    return _with_weights(build_detector(config), contents, path)
+    contents, trained = _trained(path, config)
+    if not isinstance(trained, Config):
+        raise CheckpointError(f"{path}: is of the classifier {trained.model}, no detector")
+    return _with_weights(build_detector(config or trained), contents, path)
 
 
 def load_classifier(
@@ -84,14 +80,10 @@ def load_classifier(
     Raises:
         CheckpointError: as there.
     """
-    contents = load_checkpoint(path)
-    trained = checkpoint_config(contents, path)
-    if config is None:
-        if not isinstance(trained, ClassifierConfig):
-            raise CheckpointError(f"{path}: is of the detector {trained.model}, no classifier")
-        config = trained
-    require_same_network(config, trained, path)
-    return _with_weights(classifier_of(config), contents, path)
+    contents, trained = _trained(path, config)
+    if not isinstance(trained, ClassifierConfig):
+        raise CheckpointError(f"{path}: is of the detector {trained.model}, no classifier")
+    return _with_weights(classifier_of(config or trained), contents, path)
 
 
 def classifier_of(config: ClassifierConfig) -> nn.Module:
@@ -108,6 +100,17 @@ def classifier_options(config: ClassifierConfig) -> dict[str, Any]:
 
 
 Network = TypeVar("Network", bound=nn.Module)
+
+
+def _trained(
+    path: str | os.PathLike[str], config: AnyConfig | None
+) -> tuple[dict[str, Any], AnyConfig]:
+    """A checkpoint and its own configuration, which fits ``config`` if there is one."""
+    contents = load_checkpoint(path)
+    trained = checkpoint_config(contents, path)
+    if config is not None:
+        require_same_network(config, trained, path)
+    return contents, trained
 
 
 def _with_weights(
