@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from voxelpool.detection import flatten_maps
-from voxelpool.models.voxelnet import VoxelNet
+from voxelpool.detection import Predictions, flatten_maps
+from voxelpool.models.detector import VoxelDetector
 from voxelpool.nn import VFE, PointLayer, point_features
 from voxelpool.structures import Voxels
 
@@ -48,11 +48,11 @@ def padded_vfe(vfe: VFE, x: Tensor, mask: Tensor) -> Tensor:
 class PlainVoxelNet(nn.Module):
     """The whole network; `net` gives the layers and the voxels."""
 
-    def __init__(self, net: VoxelNet) -> None:
+    def __init__(self, net: VoxelDetector) -> None:
         super().__init__()
         self.net = net
 
-    def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, points: Tensor) -> Predictions:
         """One sweep (N, 4) to scores (1, N) and residuals (1, N, 7)."""
         net = self.net
         voxels = net.voxelize(points.float())

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from voxelpool.config import load_config
 from voxelpool.detection.box_coder import decode
 from voxelpool.machine import peak_memory
-from voxelpool.models.voxelnet import VoxelNet, build_detector
+from voxelpool.models.detector import VoxelDetector, build_detector
 
 CONFIG = Path(__file__).parents[1] / "configs" / "voxelnet_car.yaml"
 QUICK = (
@@ -37,7 +37,7 @@ BFLOAT16_ROUNDING = 0.1  # the facts of the case say what this makes of boxes an
 CENTRE, SCORE = "a box moves by, m, at most", "a score changes by, at most"
 
 
-def detector(points: Tensor, quick: bool) -> VoxelNet:
+def detector(points: Tensor, quick: bool) -> VoxelDetector:
     """The network, on the device of the points, its statistics those of the sweep."""
     torch.manual_seed(0)
     net = build_detector(load_config(CONFIG, list(QUICK) if quick else []))
@@ -60,12 +60,12 @@ def inference(net: nn.Module, points: Tensor, half: bool) -> Callable[[], Sequen
 
     def run() -> Sequence[Tensor]:
         with torch.inference_mode(), torch.autocast(points.device.type, torch.bfloat16, half):
-            return [out.float() for out in net(points)]
+            return [out.float() for out in net(points)[:2]]
 
     return run
 
 
-def forward(setting: Setting, net: VoxelNet, points: Tensor, kind: str) -> Iterator[Case]:
+def forward(setting: Setting, net: VoxelDetector, points: Tensor, kind: str) -> Iterator[Case]:
     """Float32, and the fastest mode."""
     plain = PlainVoxelNet(net)
     title = f"VoxelNet forward, {kind} sweep of {len(points):,} points"
@@ -102,7 +102,9 @@ def forward(setting: Setting, net: VoxelNet, points: Tensor, kind: str) -> Itera
     )
 
 
-def deviations(net: VoxelNet, exact: Sequence[Tensor], rough: Sequence[Tensor]) -> dict[str, float]:
+def deviations(
+    net: VoxelDetector, exact: Sequence[Tensor], rough: Sequence[Tensor]
+) -> dict[str, float]:
     """What rounding makes of the boxes: the worst of all anchors, each taken for a detection."""
     anchors = net.anchors.reshape(-1, 7)
     centres = [decode(residuals[0], anchors)[:, :3] for _, residuals in (exact, rough)]
@@ -131,7 +133,7 @@ def _prepare(name: str, threads: int, quick: bool) -> Callable[[], Sequence[Tens
     return inference(net if name == "voxelpool" else PlainVoxelNet(net), points, False)
 
 
-def training(net: VoxelNet, points: Tensor, kind: str) -> Case:
+def training(net: VoxelDetector, points: Tensor, kind: str) -> Case:
     """Forward, loss and backward."""
     weights = list(net.parameters())
     objects = boxes(8, 20.0).to(points.device)
@@ -140,8 +142,7 @@ def training(net: VoxelNet, points: Tensor, kind: str) -> Case:
     def step(module: nn.Module) -> Callable[[], list[Tensor]]:
         def run() -> list[Tensor]:
             module.train()
-            scores, residuals = module(points)
-            loss = net.loss(scores, residuals, [objects], [classes])["loss"]
+            loss = net.loss(module(points), [objects], [classes])["loss"]
             return list(torch.autograd.grad(loss, weights))
 
         return run

@@ -24,7 +24,7 @@ from voxelpool.datasets.sweeps import LoneSweep, read_lone_sweep
 from voxelpool.detection import Detections
 from voxelpool.errors import DataError
 from voxelpool.files import atomic_write, refuse_existing
-from voxelpool.models import Precision, VoxelNet, load_detector
+from voxelpool.models import Precision, VoxelDetector, load_detector
 from voxelpool.visualization import BoxGroup, Scene, render_3d, render_bev
 
 BOX_FIELDS = ("x", "y", "z", "dx", "dy", "dz", "yaw")
@@ -114,7 +114,7 @@ def find_sweeps(inputs: list[Path]) -> list[Path]:
     return found
 
 
-def detect(detector: VoxelNet, sweep: LoneSweep, precision: Precision = "32") -> Detections:
+def detect(detector: VoxelDetector, sweep: LoneSweep, precision: Precision = "32") -> Detections:
     """The objects of one sweep, on the CPU."""
     points = torch.from_numpy(sweep.points).to(detector.anchors.device)
     return detector.detect(points, precision=precision)[0].to("cpu")

@@ -60,6 +60,8 @@ class GridConfig(_Block):
     """(x0, y0, z0, x1, y1, z1)"""
     voxel_size: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
     """(dx, dy, dz)"""
+    open: bool = False
+    """Points on the lower faces of the range are outside too, as those on the upper faces are."""
 
     @model_validator(mode="after")
     def _is_whole(self) -> GridConfig:
@@ -164,9 +166,20 @@ class AnchorConfig(_Block):
         return self
 
 
-class VFEConfig(_Block):
-    """The stacked voxel feature encoding layers."""
+class _VFEConfig(_Block):
+    max_points: PositiveInt = 35
+    """T: of a voxel that holds more, so many points are kept."""
+    max_voxels: PositiveInt | None = None
+    """K: a sweep that fills more keeps a random choice; null keeps all."""
+    keep: Literal["random", "first"] = "random"
+    """Which points a full voxel keeps: a random sample as in the paper, or the first of the sweep,
+    as packages do whose weights are imported."""
 
+
+class StackedVFEConfig(_VFEConfig):
+    """VoxelNet's stacked voxel feature encoding layers."""
+
+    name: Literal["stacked"] = "stacked"
     channels: tuple[PositiveInt, ...] = Field(default=(32, 128), min_length=1)
     """Output channels of each layer; even, half of them are pooled."""
     out_channels: PositiveInt = 128
@@ -175,10 +188,6 @@ class VFEConfig(_Block):
     """How the points of a voxel become one feature; the paper's max is also the fastest."""
     center_offsets: bool = False
     """Give each point its offset to the middle of its voxel too, which the paper does not."""
-    max_points: PositiveInt = 35
-    """T: a voxel that holds more keeps a random sample."""
-    max_voxels: PositiveInt | None = None
-    """K: a sweep that fills more keeps a random choice; null keeps all."""
 
     @field_validator("channels")
     @classmethod
@@ -188,20 +197,84 @@ class VFEConfig(_Block):
         return channels
 
 
-class MiddleConfig(_Block):
-    """The three 3D convolutions between voxels and bird's-eye view."""
+class MeanVFEConfig(_VFEConfig):
+    """The mean of a voxel's points, as SECOND has it for small voxels: nothing to learn."""
 
+    name: Literal["mean"] = "mean"
+    max_points: PositiveInt = 5
+
+
+class PillarVFEConfig(_VFEConfig):
+    """PointPillars' encoder: a linear layer on each point, and the maximum over its pillar."""
+
+    name: Literal["pillar"] = "pillar"
+    max_points: PositiveInt = 100
+    out_channels: PositiveInt = 64
+    offsets: Literal["xy", "xyz"] = "xy"
+    """Along which axes a point is given its offset to the middle of its pillar: two as in the
+    paper (9 inputs in all) or three (10)."""
+    pool: Literal["max", "average", "min", "median", "sum"] = "max"
+    padded_max: bool = False
+    """What a row of zeros gives takes part in the maximum of a pillar that is not full, as in
+    networks that pad pillars to max_points: for their weights."""
+
+
+VFEConfig = Annotated[
+    StackedVFEConfig | MeanVFEConfig | PillarVFEConfig, Field(discriminator="name")
+]
+
+
+class DenseMiddleConfig(_Block):
+    """VoxelNet's three 3D convolutions between voxels and bird's-eye view."""
+
+    name: Literal["dense"] = "dense"
     channels: tuple[PositiveInt, PositiveInt, PositiveInt] = (64, 64, 64)
+
+
+class SparseMiddleConfig(_Block):
+    """SECOND's convolutions of occupied voxels alone."""
+
+    name: Literal["sparse"] = "sparse"
+    layout: Literal["second", "two_stage"] = "second"
+    """second: four stages, three of them strided, for voxels of 5 cm; two_stage: no stride along x
+    and y, for VoxelNet's voxels."""
+    channels: tuple[PositiveInt, ...] | None = None
+    """Of each stage; null: the layout's own."""
+    backend: Literal["auto", "spconv", "native"] = "auto"
+    """What computes: the package spconv, this one, or the better of those that are there."""
+
+
+class ScatterMiddleConfig(_Block):
+    """PointPillars' none: each pillar's features go to its place on the map."""
+
+    name: Literal["scatter"] = "scatter"
+
+
+MiddleConfig = Annotated[
+    DenseMiddleConfig | SparseMiddleConfig | ScatterMiddleConfig, Field(discriminator="name")
+]
+
+
+class NormConfig(_Block):
+    """Batch normalization, all layers."""
+
+    eps: PositiveFloat = 1e-5
+    """Added to the variance."""
+    momentum: Probability = 0.1
+    """Weight of the newest batch in the running statistics."""
 
 
 class RPNConfig(_Block):
     """The region proposal network."""
 
-    layers: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] = (3, 5, 5)
+    layers: tuple[NonNegativeInt, ...] = Field(default=(3, 5, 5), min_length=1)
     """Convolutions after the strided first one of each block."""
-    strides: tuple[PositiveInt, PositiveInt, PositiveInt] = (2, 2, 2)
-    channels: tuple[PositiveInt, PositiveInt, PositiveInt] = (128, 128, 256)
-    upsample_channels: tuple[PositiveInt, PositiveInt, PositiveInt] = (256, 256, 256)
+    strides: tuple[PositiveInt, ...] = (2, 2, 2)
+    channels: tuple[PositiveInt, ...] = (128, 128, 256)
+    upsample_channels: tuple[PositiveInt, ...] = (256, 256, 256)
+    unit_upsample_kernel: Literal[1, 3] = 3
+    """Kernel of the transposed convolution of a block that is at the output's size already: 3 in
+    VoxelNet, 1 in SECOND and PointPillars."""
     neck: Literal["none", "spp", "sppf"] = "none"
     """Max pooling at several scales after the last block, between two 1x1 convolutions: windows of
     5, 9 and 13 side by side (spp), or the same result by a chain of 5 (sppf, the faster)."""
@@ -213,21 +286,51 @@ class RPNConfig(_Block):
     hold points."""
 
     @model_validator(mode="after")
-    def _squeeze_is_used(self) -> RPNConfig:
+    def _fits_together(self) -> RPNConfig:
         if self.squeeze != "average" and self.attention != "se":
             raise ValueError(
                 f"squeeze {self.squeeze} is for attention se, which is {self.attention} here"
             )
+        blocks = {
+            "layers": len(self.layers),
+            "strides": len(self.strides),
+            "channels": len(self.channels),
+            "upsample_channels": len(self.upsample_channels),
+        }
+        if len(set(blocks.values())) > 1:
+            counts = ", ".join(f"{name} {count}" for name, count in blocks.items())
+            raise ValueError(f"all lists must name the same number of blocks, got {counts}")
         return self
 
 
-class LossConfig(_Block):
-    """VoxelNet's loss (section 2.2)."""
+class HeadConfig(_Block):
+    """What is predicted at each anchor."""
 
+    scores: Literal["own", "all"] = "own"
+    """A score for the class that the anchor stands for, or one for each class."""
+    direction: bool = False
+    """Also tell which way round a box is (SECOND), where the loss leaves half turns open."""
+    direction_offset: FiniteFloat = math.pi / 4
+    """Yaws from here to half a turn further are one direction, the rest the other; radians."""
+    anchor_placement: Literal["centers", "edges"] = "centers"
+    """Anchors at the middles of the map's cells, or spread from edge to edge of the range."""
+
+
+class LossConfig(_Block):
+    """VoxelNet's loss (section 2.2), or with focal classification SECOND's."""
+
+    classification: Literal["balanced", "focal"] = "balanced"
+    """Cross entropy as a mean over positives and one over negatives, or focal: a sum over both,
+    where what is easy counts little, divided by the number of positives."""
     positive_weight: NonNegativeFloat = 1.5
-    """alpha"""
+    """balanced: alpha"""
     negative_weight: NonNegativeFloat = 1.0
-    """beta"""
+    """balanced: beta"""
+    focal_weight: NonNegativeFloat = 1.0
+    focal_alpha: Probability = 0.25
+    """focal: weight of the positives; negatives have 1 - alpha."""
+    focal_gamma: NonNegativeFloat = 2.0
+    """focal: power of the score's error that each anchor is weighed by."""
     residual_weight: NonNegativeFloat = 1.0
     code_weights: tuple[NonNegativeFloat, ...] = Field(
         default=(1.0,) * 7, min_length=7, max_length=7
@@ -238,6 +341,8 @@ class LossConfig(_Block):
     angle: Literal["difference", "sine"] = "difference"
     """What is compared of the yaw: the plain difference, or its sine (SECOND), which learns sooner
     and leaves the heading open by half a turn."""
+    direction_weight: NonNegativeFloat = 0.2
+    """Of the directions' cross entropy, with head.direction."""
     matching_iou: Literal["nearest", "rotated", "standup"] = "nearest"
     """IoU of anchors and boxes: of boxes turned to the nearest axis, exact, or of their hulls."""
 
@@ -248,8 +353,12 @@ class PostprocessConfig(_Block):
     score_threshold: Probability = 0.1
     nms_iou: Probability = 0.01
     """Boxes that overlap a better one by more than this in bird's-eye view are dropped."""
+    nms: Literal["class", "agnostic"] = "class"
+    """Boxes drop others of their class alone, or of any."""
     nms_pre: PositiveInt = 1000
-    """Best anchors of each class that enter the suppression."""
+    """Best anchors that enter the suppression."""
+    nms_pre_of: Literal["class", "frame"] = "class"
+    """So many of each class, or of all classes together, by an anchor's best score."""
     max_detections: PositiveInt = 100
     """Best boxes of a sweep that are kept."""
 
@@ -292,15 +401,19 @@ class Config(_Block):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     """Names the run's folder."""
-    model: Literal["voxelnet"] = "voxelnet"
+    model: Literal["voxelnet", "second", "pointpillars"] = "voxelnet"
+    """Which encoder and middle layers are meant where vfe and middle do not name theirs: stacked
+    and dense, mean and sparse, or pillar and scatter."""
     seed: NonNegativeInt = 0
     grid: GridConfig
     data: DataConfig = DataConfig()
     anchors: tuple[AnchorConfig, ...] = Field(min_length=1)
     """One block a class."""
-    vfe: VFEConfig = VFEConfig()
-    middle: MiddleConfig = MiddleConfig()
+    vfe: VFEConfig
+    middle: MiddleConfig
+    norm: NormConfig = NormConfig()
     rpn: RPNConfig = RPNConfig()
+    head: HeadConfig = HeadConfig()
     loss: LossConfig = LossConfig()
     postprocess: PostprocessConfig = PostprocessConfig()
     train: TrainConfig = TrainConfig()
@@ -310,20 +423,55 @@ class Config(_Block):
         """Names of the classes, in the order of their anchors."""
         return tuple(anchor.class_name for anchor in self.anchors)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _names_its_blocks(cls, values: Any) -> Any:
+        """Says in vfe and middle which they are, by the model, where they do not say it."""
+        if not isinstance(values, dict):
+            return values
+        names = _BLOCKS_OF_MODELS.get(values.get("model", "voxelnet"))
+        named = dict(values)
+        for key, name in zip(("vfe", "middle"), names or (), strict=bool(names)):
+            block = values.get(key, {})
+            if isinstance(block, dict):
+                named[key] = {"name": name, **block}
+        return named
+
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"anchors name a class twice: {', '.join(self.classes)}")
         depth, height, width = self.grid.to_grid().shape
-        if depth < 5:
+        middle = self.middle.name
+        if (middle == "scatter") != (self.vfe.name == "pillar"):
+            raise ValueError(f"vfe {self.vfe.name} and middle {middle} do not go together")
+        if middle == "scatter" and depth != 1:
+            raise ValueError(f"grid is {depth} voxels high; pillars are 1")
+        if middle == "dense" and depth < 5:
             raise ValueError(f"grid is {depth} voxels high; the middle layers need at least 5")
-        stride = math.prod(self.rpn.strides)
+        if self.loss.direction_weight and self.head.direction and self.loss.angle != "sine":
+            raise ValueError(
+                "head.direction is for loss.angle sine; with difference the yaw is whole already"
+            )
+        before = (
+            8
+            if isinstance(self.middle, SparseMiddleConfig) and (self.middle.layout == "second")
+            else 1
+        )
+        stride = before * math.prod(self.rpn.strides)
         if height % stride or width % stride:
             raise ValueError(
-                f"grid is {height} x {width} voxels (y, x), which rpn.strides, in all {stride}, "
-                "do not divide"
+                f"grid is {height} x {width} voxels (y, x), which middle and rpn.strides, in all "
+                f"{stride}, do not divide"
             )
         return self
+
+
+_BLOCKS_OF_MODELS = {
+    "voxelnet": ("stacked", "dense"),
+    "second": ("mean", "sparse"),
+    "pointpillars": ("pillar", "scatter"),
+}
 
 
 class ObjectAugmentConfig(_Block):
@@ -700,7 +848,7 @@ def _walk(
     below: list[type[_Block]] = [root]
     for part in location:
         tagged = [block for block in below if part in _names_of(block)]
-        if isinstance(part, str) and tagged and parts and parts[-1].isdigit():
+        if isinstance(part, str) and tagged and len(below) > 1:
             below = tagged
             continue
         parts.append(str(part))

@@ -129,7 +129,7 @@ def test_the_plain_network_is_the_same_in_float64(load) -> None:
     voxels, doubles = net.voxelize(points), points.double()
     found = []
     for outputs in (net.predict(doubles, voxels), plain.PlainVoxelNet(net)(doubles)):
-        scores, residuals = outputs
+        scores, residuals, _ = outputs
         loss = (scores * torch.linspace(0, 1, scores.numel()).view_as(scores)).sum()
         loss = loss + residuals.square().sum()
         found.append([*outputs, *torch.autograd.grad(loss, list(net.parameters()))])

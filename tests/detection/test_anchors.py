@@ -56,7 +56,7 @@ def test_flatten_maps_follows_the_anchors():
     )
     score_map = (((b * 10 + h) * 10 + w) * 10 + a).double()
     residual_map = torch.stack([score_map * 10 + i for i in range(7)], dim=2).flatten(1, 2)
-    scores, residuals = flatten_maps(score_map, residual_map)
+    scores, residuals, _ = flatten_maps(score_map, residual_map)
     assert scores.shape == (2, 60) and residuals.shape == (2, 60, 7)
     for frame in range(batch):
         row = 0

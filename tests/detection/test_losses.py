@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from voxelpool.detection import AnchorTargets, DetectionLoss
+from voxelpool.detection import AnchorTargets, DetectionLoss, Predictions
 
 
 def make_targets(labels, residuals=None, device="cpu"):
@@ -13,7 +13,11 @@ def make_targets(labels, residuals=None, device="cpu"):
     if residuals is None:
         residuals = torch.zeros(*labels.shape, 7, device=device)
     return AnchorTargets(
-        labels, residuals, torch.full_like(labels, -1), torch.zeros(labels.shape[1]).long()
+        labels,
+        residuals,
+        torch.zeros(labels.shape, device=device),
+        torch.full_like(labels, -1),
+        torch.zeros(labels.shape[1]).long(),
     )
 
 
@@ -28,7 +32,7 @@ def test_hand_computed(device):
     residuals[0, 0, 6] = -2.0  # above: 2 - 0.1 = 1.9
     targets.residuals[0, 1, 3] = 1.0  # 1 - 0.1 = 0.9
     residuals[0, 2] = residuals[1] = 7.0  # not positive: no part
-    parts = DetectionLoss(smooth_l1_beta=0.2)(scores, residuals, targets)
+    parts = DetectionLoss(smooth_l1_beta=0.2)(Predictions(scores, residuals), targets)
     positive = 1.5 * -(math.log(0.8) + math.log(0.5)) / 2
     negative = -(math.log(0.75) + math.log(0.9) + math.log(0.5)) / 3
     residual = (0.025 + 1.9 + 0.9) / 2
@@ -45,7 +49,7 @@ def test_weights():
     targets = make_targets([[1, 0]])
     parts = DetectionLoss(
         positive_weight=2, negative_weight=3, residual_weight=4, smooth_l1_beta=1
-    )(scores, residuals, targets)
+    )(Predictions(scores, residuals), targets)
     assert parts["score_positive"].item() == pytest.approx(2 * math.log(2))
     assert parts["score_negative"].item() == pytest.approx(3 * math.log(2))
     assert parts["residual"].item() == pytest.approx(4 * 7 * 0.5)
@@ -55,7 +59,7 @@ def test_code_weights_multiply_differences():
     residuals = torch.tensor([[[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]]])
     weights = (1.0, 0.0, 4.0, 1.0, 2.0, 0.5, 1.0)
     loss = DetectionLoss(smooth_l1_beta=1.0, code_weights=weights)
-    part = loss(torch.zeros(1, 1), residuals, make_targets([[1]]))["residual"]
+    part = loss(Predictions(torch.zeros(1, 1), residuals), make_targets([[1]]))["residual"]
     # 0.5 d^2 below 1, d - 0.5 above: 0.1, 0, 1.2, 0.4, 1.0, 0.3, 0.7.
     expected = 0.5 * (0.01 + 0.16 + 0.09 + 0.49) + 0.7 + 0.5
     assert part.item() == pytest.approx(expected, rel=1e-6)
@@ -71,10 +75,10 @@ def test_sine_is_blind_to_half_turns_alone():
         residuals[0, 0, 6] = error
         sine = abs(math.sin(error))
         expected = 5 * sine**2 if sine < 0.1 else sine - 0.05
-        part = loss(torch.zeros(1, 1), residuals, targets)["residual"]
+        part = loss(Predictions(torch.zeros(1, 1), residuals), targets)["residual"]
         assert part.item() == pytest.approx(expected, abs=1e-6)
     residuals[0, 0] = 2.0
-    part = loss(torch.zeros(1, 1), residuals, targets)["residual"]
+    part = loss(Predictions(torch.zeros(1, 1), residuals), targets)["residual"]
     assert part.item() == pytest.approx(6 * 1.95 + math.sin(2) - 0.05, rel=1e-6)
 
 
@@ -82,7 +86,9 @@ def test_gradients():
     """Of the cross entropies p - 1 and p over their counts; none for an ignored anchor."""
     scores = torch.tensor([[0.3, -0.2, 1.0, 2.0]], requires_grad=True)
     residuals = torch.full((1, 4, 7), 5.0, requires_grad=True)
-    DetectionLoss()(scores, residuals, make_targets([[1, 0, 0, -1]]))["loss"].backward()
+    DetectionLoss()(Predictions(scores, residuals), make_targets([[1, 0, 0, -1]]))[
+        "loss"
+    ].backward()
     p = scores.detach().sigmoid()[0]
     expected = torch.stack([1.5 * (p[0] - 1), p[1] / 2, p[2] / 2, torch.tensor(0.0)])
     torch.testing.assert_close(scores.grad[0], expected)
@@ -93,7 +99,9 @@ def test_gradients():
 def test_without_positives(device):
     scores = torch.zeros(2, 3, device=device, requires_grad=True)
     residuals = torch.ones(2, 3, 7, device=device, requires_grad=True)
-    parts = DetectionLoss()(scores, residuals, make_targets([[0, 0, -1], [0, 0, 0]], device=device))
+    parts = DetectionLoss()(
+        Predictions(scores, residuals), make_targets([[0, 0, -1], [0, 0, 0]], device=device)
+    )
     assert parts["score_positive"] == 0 and parts["residual"] == 0
     assert parts["loss"].item() == pytest.approx(math.log(2))
     parts["loss"].backward()
@@ -105,7 +113,7 @@ def test_without_positives(device):
 def test_without_negatives(label):
     scores = torch.zeros(1, 3, requires_grad=True)
     targets = make_targets([[label] * 3])
-    parts = DetectionLoss()(scores, torch.zeros(1, 3, 7), targets)
+    parts = DetectionLoss()(Predictions(scores, torch.zeros(1, 3, 7)), targets)
     assert parts["score_negative"] == 0
     parts["loss"].backward()
     assert scores.grad.isfinite().all()
@@ -113,7 +121,7 @@ def test_without_negatives(label):
 
 def test_stable_for_large_logits():
     scores = torch.tensor([[-1e4, 1e4, 1e4, -1e4]], requires_grad=True)
-    parts = DetectionLoss()(scores, torch.zeros(1, 4, 7), make_targets([[1, 1, 0, 0]]))
+    parts = DetectionLoss()(Predictions(scores, torch.zeros(1, 4, 7)), make_targets([[1, 1, 0, 0]]))
     assert parts["loss"].item() == pytest.approx(1.5 * 5e3 + 5e3)
     parts["loss"].backward()
     assert scores.grad.isfinite().all()
@@ -123,7 +131,7 @@ def test_overflow_at_an_anchor_without_box_has_no_part():
     residuals = torch.zeros(1, 2, 7)
     residuals[0, 1] = torch.tensor([torch.inf, -torch.inf, torch.nan, 0, 0, 0, 0])
     residuals.requires_grad_()
-    parts = DetectionLoss()(torch.zeros(1, 2), residuals, make_targets([[1, 0]]))
+    parts = DetectionLoss()(Predictions(torch.zeros(1, 2), residuals), make_targets([[1, 0]]))
     parts["loss"].backward()
     assert parts["loss"].isfinite() and residuals.grad.isfinite().all()
 
@@ -134,8 +142,8 @@ def test_half_precision_is_computed_in_float32(device):
     residuals = torch.randn(1, 70_400, 7, generator=generator).bfloat16().to(device)
     labels = torch.randint(-1, 2, (1, 70_400), generator=generator).tolist()
     targets = make_targets(labels, device=device)
-    half = DetectionLoss()(scores, residuals, targets)
-    full = DetectionLoss()(scores.float(), residuals.float(), targets)
+    half = DetectionLoss()(Predictions(scores, residuals), targets)
+    full = DetectionLoss()(Predictions(scores.float(), residuals.float()), targets)
     assert half["loss"].dtype == torch.float32
     for key in half:
         assert torch.equal(half[key], full[key])
@@ -143,7 +151,9 @@ def test_half_precision_is_computed_in_float32(device):
 
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"scores \(1, 3\) .* do not fit"):
-        DetectionLoss()(torch.zeros(1, 3), torch.zeros(1, 3, 7), make_targets([[1, 0]]))
+        DetectionLoss()(
+            Predictions(torch.zeros(1, 3), torch.zeros(1, 3, 7)), make_targets([[1, 0]])
+        )
     with pytest.raises(ValueError, match="smooth_l1_beta must be positive, got 0"):
         DetectionLoss(smooth_l1_beta=0)
     with pytest.raises(ValueError, match="angle must be difference or sine, got 'cosine'"):

@@ -7,7 +7,7 @@ import torch
 from shapely import affinity
 from shapely.geometry import box as shapely_box
 
-from voxelpool.detection import Detections, Postprocessor, decode, encode
+from voxelpool.detection import Detections, Postprocessor, Predictions, decode, encode
 
 
 def logit(p):
@@ -25,7 +25,9 @@ def run(post, scores, anchors, residuals=None, class_ids=None):
     scores = torch.tensor([[logit(s) for s in scores]], device=anchors.device)
     residuals = torch.zeros(1, len(anchors), 7) if residuals is None else residuals
     class_ids = torch.tensor([0]) if class_ids is None else torch.tensor(class_ids)
-    (result,) = post(scores, residuals.to(anchors.device), anchors, class_ids.to(anchors.device))
+    (result,) = post(
+        Predictions(scores, residuals.to(anchors.device)), anchors, class_ids.to(anchors.device)
+    )
     return result
 
 
@@ -96,7 +98,7 @@ def test_not_finite_is_dropped(device):
     residuals[0, 0, 0], residuals[0, 1, 6] = torch.inf, torch.nan
     scores = torch.tensor([[1.0, 1.0, torch.nan, 1.0]], device=device)
     (result,) = Postprocessor()(
-        scores, residuals.to(device), anchors, torch.zeros(1, device=device).long()
+        Predictions(scores, residuals.to(device)), anchors, torch.zeros(1, device=device).long()
     )
     assert result.boxes[:, 0].tolist() == [30]
 
@@ -107,10 +109,12 @@ def test_nothing_found(device):
     assert result.boxes.shape == (0, 7) and result.scores.shape == (0,)
     assert result.class_ids.shape == (0,) and result.class_ids.dtype == torch.int64
     empty = Postprocessor()(
-        torch.zeros(2, 0), torch.zeros(2, 0, 7), torch.zeros(0, 7), torch.zeros(1).long()
+        Predictions(torch.zeros(2, 0), torch.zeros(2, 0, 7)),
+        torch.zeros(0, 7),
+        torch.zeros(1).long(),
     )
     assert [len(r) for r in empty] == [0, 0]
-    assert Postprocessor()(torch.zeros(0, 3), torch.zeros(0, 3, 7), anchors.cpu(),
+    assert Postprocessor()(Predictions(torch.zeros(0, 3), torch.zeros(0, 3, 7)), anchors.cpu(),
                            torch.zeros(1).long()) == []  # fmt: skip
 
 
@@ -135,7 +139,8 @@ def test_against_brute_force(seed, device):
     scores = torch.randint(-4, 4, (2, count), generator=generator).float()
     residuals = 0.3 * torch.randn(2, count, 7, generator=generator)
     post = Postprocessor(score_threshold=0.2, nms_iou=0.15, nms_pre=20, max_detections=9)
-    results = post(*(t.to(device) for t in (scores, residuals, anchors, class_ids)))
+    predictions = Predictions(scores.to(device), residuals.to(device))
+    results = post(predictions, anchors.to(device), class_ids.to(device))
     for frame, result in enumerate(results):
         boxes = decode(residuals[frame], anchors.view(-1, 7))
         kept = []
@@ -172,6 +177,10 @@ def test_impossible_arguments_are_errors(arguments, message):
 def test_shapes_that_do_not_fit_are_errors():
     anchors = line_of_anchors(4)
     with pytest.raises(ValueError, match="do not fit 4 anchors"):
-        Postprocessor()(torch.zeros(1, 3), torch.zeros(1, 3, 7), anchors, torch.zeros(1).long())
+        Postprocessor()(
+            Predictions(torch.zeros(1, 3), torch.zeros(1, 3, 7)), anchors, torch.zeros(1).long()
+        )
     with pytest.raises(ValueError, match="3 class ids do not fit 4 anchors"):
-        Postprocessor()(torch.zeros(1, 4), torch.zeros(1, 4, 7), anchors, torch.zeros(3).long())
+        Postprocessor()(
+            Predictions(torch.zeros(1, 4), torch.zeros(1, 4, 7)), anchors, torch.zeros(3).long()
+        )

@@ -19,7 +19,7 @@ SMALL = {"channels": (4, 6, 8), "upsample_channels": (5, 6, 7), "layers": (1, 2,
 def test_paper_size(strides, size, out):
     with torch.device("meta"):
         rpn = RPN(strides=strides, input_size=size)
-        score, residual = rpn(torch.empty(2, 128, *size))
+        score, residual, _ = rpn(torch.empty(2, 128, *size))
         maps, x = [], torch.empty(1, 128, *size)
         for block, upsample in zip(rpn.blocks, rpn.upsamples, strict=True):
             x = block(x)
@@ -95,7 +95,7 @@ def test_forward_is_the_formula(device):
         y = run(block, y)
         maps.append(run(upsample, y, transposed=True))
     joined = torch.cat(maps, 1)
-    score, residual = rpn(x)
+    score, residual, _ = rpn(x)
     head = rpn.score_head
     torch.testing.assert_close(score, F.conv2d(joined, head.weight, head.bias))
     head = rpn.residual_head
@@ -105,7 +105,7 @@ def test_forward_is_the_formula(device):
 def test_gradients_reach_every_parameter(device):
     torch.manual_seed(0)
     rpn = RPN(3, anchors_per_location=4, **SMALL).to(device)
-    score, residual = rpn(torch.randn(2, 3, 16, 16, device=device))
+    score, residual, _ = rpn(torch.randn(2, 3, 16, 16, device=device))
     assert score.shape == (2, 4, 8, 8) and residual.shape == (2, 28, 8, 8)
     (score.square().sum() + residual.square().sum()).backward()
     for name, parameter in rpn.named_parameters():
@@ -116,7 +116,7 @@ def test_gradients_reach_every_parameter(device):
 def test_score_prior(prior):
     rpn = RPN(3, score_prior=prior, **SMALL)
     nn.init.zeros_(rpn.score_head.weight)
-    score, _ = rpn(torch.randn(2, 3, 8, 8))
+    score, _, _ = rpn(torch.randn(2, 3, 8, 8))
     torch.testing.assert_close(score.sigmoid(), torch.full_like(score, prior))
 
 

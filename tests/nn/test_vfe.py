@@ -76,7 +76,7 @@ def test_center_offsets_are_where_points_lie_in_their_voxels() -> None:
     grid = VoxelGrid((0, -2, -1, 4, 2, 1), (0.5, 1.0, 2.0))
     points = torch.tensor([[0.1, -1.2, 0.3, 0.5], [0.4, -1.9, -0.3, 0.7], [3.6, 1.5, 0.9, 0.1]])
     voxels = voxelize(points, grid)
-    code = point_features(points, voxels, center_offsets=True)
+    code = point_features(points, voxels, center_offsets="xyz")
     assert torch.equal(code[:, :7], point_features(points, voxels))
     expected = torch.tensor([[-0.15, 0.3, 0.3], [0.15, -0.4, -0.3], [-0.15, 0.0, 0.9]])
     torch.testing.assert_close(code[:, 7:], expected, atol=1e-6, rtol=1e-6)
@@ -212,7 +212,7 @@ def learned(vfe):
     return vfe.eval()
 
 
-def layer_by_layer(vfe, points, voxels, center_offsets=False):
+def layer_by_layer(vfe, points, voxels, center_offsets=""):
     """The plain path, in float64."""
     plain = copy.deepcopy(vfe).double()
     plain.fused = False
@@ -234,24 +234,26 @@ def ops_called(monkeypatch):
     return called
 
 
-@pytest.mark.parametrize("center_offsets", [False, True])
+@pytest.mark.parametrize("center_offsets", ["", "xy", "xyz"])
 @pytest.mark.parametrize("channels", [(32, 128), (8, 6, 10), (12,), ()])
 @torch.no_grad()
 def test_fused_equals_layer_by_layer(device, channels, center_offsets, ops_called):
     torch.manual_seed(2)
     points, voxels = make_voxels(device)
-    vfe = learned(VFE(10 if center_offsets else 7, channels, 20).to(device))
+    vfe = learned(
+        VFE(7 + len(center_offsets), channels, 20, center_offsets=center_offsets).to(device)
+    )
     expected = layer_by_layer(vfe, points, voxels, center_offsets)
     code = point_features(points, voxels, center_offsets=center_offsets)
     from_code = vfe(code, voxels)
-    from_points = vfe.encode(points, voxels, center_offsets=center_offsets)
+    from_points = vfe.encode(points, voxels)
     assert ops_called == ["encode_voxels", "encode_points"]
     scale = expected.abs().max().item()
     for out in (from_code, from_points):
         assert out.dtype == torch.float32
         torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5 * scale)
     vfe.fused = False
-    plain = vfe.encode(points, voxels, center_offsets=center_offsets)
+    plain = vfe.encode(points, voxels)
     assert len(ops_called) == 2
     torch.testing.assert_close(plain.double(), expected, rtol=1e-5, atol=1e-5 * scale)
 
@@ -339,10 +341,12 @@ def test_half_types_are_computed_in_float32(device, ops_called):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("center_offsets", [False, True])
+@pytest.mark.parametrize("center_offsets", ["", "xy", "xyz"])
 def test_fused_compiles_in_one_graph_and_exports(device, center_offsets):
     torch.manual_seed(6)
-    vfe = learned(VFE(10 if center_offsets else 7, (8, 16), 8).to(device))
+    vfe = learned(
+        VFE(7 + len(center_offsets), (8, 16), 8, center_offsets=center_offsets).to(device)
+    )
 
     class Encoder(nn.Module):
         def __init__(self):
@@ -351,7 +355,7 @@ def test_fused_compiles_in_one_graph_and_exports(device, center_offsets):
 
         def forward(self, points, coords, offsets, point_index):
             voxels = Voxels(coords, offsets, point_index, GRID, 2)
-            return self.vfe.encode(points, voxels, center_offsets=center_offsets)
+            return self.vfe.encode(points, voxels)
 
     def inputs(seed, count):
         points, voxels = make_voxels(device, points=count, seed=seed)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from voxelpool.detection.anchors import AnchorGenerator, AnchorSpec, flatten_maps
-from voxelpool.detection.box_coder import decode, encode
+from voxelpool.detection.anchors import AnchorGenerator, AnchorSpec, Predictions, flatten_maps
+from voxelpool.detection.box_coder import decode, direction_of, encode, face
 from voxelpool.detection.losses import DetectionLoss
 from voxelpool.detection.postprocess import Detections, Postprocessor
 from voxelpool.detection.targets import AnchorTargets, TargetAssigner, iou_nearest, iou_standup
@@ -15,9 +15,12 @@ __all__ = [
     "DetectionLoss",
     "Detections",
     "Postprocessor",
+    "Predictions",
     "TargetAssigner",
     "decode",
+    "direction_of",
     "encode",
+    "face",
     "flatten_maps",
     "iou_nearest",
     "iou_standup",

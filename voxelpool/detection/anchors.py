@@ -5,9 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor
+
+BOX_PARAMETERS = 7
+Placement: TypeAlias = Literal["centers", "edges"]
+
+
+class Predictions(NamedTuple):
+    """What a network says of the N anchors of B frames.
+
+    Attributes:
+        scores: (B, N) logits of each anchor's own class, or (B, N, K) of all classes.
+        residuals: (B, N, 7); see `box_coder.encode`.
+        directions: (B, N, 2) logits of the two ways round, or None.
+    """
+
+    scores: Tensor
+    residuals: Tensor
+    directions: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +68,7 @@ class AnchorSpec:
 
 
 class AnchorGenerator:
-    """Places anchors at the centres of the map's cells.
+    """Places anchors over the map.
 
     The anchors of one cell are ordered by spec, then by rotation; class id c is the c-th spec.
 
@@ -58,6 +76,8 @@ class AnchorGenerator:
         specs: the anchors of each class.
         point_range: x0, y0, z0, x1, y1, z1 of the voxel grid, metres.
         map_size: (H, W), cells of the output map along y and x.
+        placement: centers of the map's cells, or spread evenly from edge to edge of the range, both
+            included, as OpenPCDet does: its first and last anchors lie on the edges.
 
     Attributes:
         specs: as given.
@@ -66,7 +86,8 @@ class AnchorGenerator:
         class_names: class of each class id.
 
     Raises:
-        ValueError: if there is no spec, the map has no cell or the range is empty.
+        ValueError: if there is no spec, the map has no cell, the range is empty or the placement
+            is unknown.
     """
 
     def __init__(
@@ -74,7 +95,10 @@ class AnchorGenerator:
         specs: Sequence[AnchorSpec],
         point_range: Sequence[float],
         map_size: tuple[int, int],
+        placement: Placement = "centers",
     ) -> None:
+        if placement not in get_args(Placement):
+            raise ValueError(f"placement must be centers or edges, got {placement!r}")
         if not specs:
             raise ValueError("no anchor spec given")
         if len(point_range) != 6 or not (
@@ -86,6 +110,7 @@ class AnchorGenerator:
         self.specs = tuple(specs)
         self.point_range = tuple(float(v) for v in point_range)
         self.map_size = (int(map_size[0]), int(map_size[1]))
+        self.placement: Placement = placement
         self.class_names = tuple(spec.class_name for spec in self.specs)
         self.per_location = sum(len(spec.rotations) for spec in self.specs)
 
@@ -95,9 +120,8 @@ class AnchorGenerator:
         """All anchors, (H, W, A, 7): x, y, z, length, width, height, yaw."""
         height, width = self.map_size
         x0, y0, _, x1, y1, _ = self.point_range
-        # Centres in float64, so that the cell size carries no rounding over 352 cells.
-        x = x0 + (torch.arange(width, dtype=torch.float64) + 0.5) * ((x1 - x0) / width)
-        y = y0 + (torch.arange(height, dtype=torch.float64) + 0.5) * ((y1 - y0) / height)
+        x = self._places(x0, x1, width)
+        y = self._places(y0, y1, height)
         shapes = torch.tensor(
             [
                 [spec.z_center, *spec.size, rotation]
@@ -112,24 +136,45 @@ class AnchorGenerator:
         anchors[..., 2:] = shapes
         return anchors.to(dtype=dtype, device=device)
 
+    def _places(self, low: float, high: float, count: int) -> Tensor:
+        # In float64, so that the step carries no rounding over hundreds of cells.
+        if self.placement == "edges":
+            return torch.linspace(low, high, count, dtype=torch.float64)
+        steps = torch.arange(count, dtype=torch.float64) + 0.5
+        return low + steps * ((high - low) / count)
+
     def class_ids(self, *, device: torch.device | str | None = None) -> Tensor:
         """Class id of each of a cell's anchors, (A,) int64."""
         ids = [c for c, spec in enumerate(self.specs) for _ in spec.rotations]
         return torch.tensor(ids, dtype=torch.int64, device=device)
 
 
-def flatten_maps(score_map: Tensor, residual_map: Tensor) -> tuple[Tensor, Tensor]:
+def flatten_maps(
+    score_map: Tensor, residual_map: Tensor, direction_map: Tensor | None = None
+) -> Predictions:
     """Bring the RPN's maps into the anchors' order.
 
     Args:
-        score_map: (B, A, H, W).
+        score_map: (B, A * K, H, W), channel ``a * K + k`` being class k of anchor a; or with one
+            score each (B, A, H, W).
         residual_map: (B, A * 7, H, W), channel ``a * 7 + i`` being parameter i of anchor a.
+        direction_map: (B, A * 2, H, W), channel ``a * 2 + i`` being direction i of anchor a.
 
     Returns:
-        Scores (B, N) and residuals (B, N, 7) with N = H * W * A, in the order of
+        Predictions for N = H * W * A anchors in the order of
         ``AnchorGenerator.anchors().view(-1, 7)``.
     """
-    batch, per_location, height, width = score_map.shape
-    scores = score_map.permute(0, 2, 3, 1).reshape(batch, -1)
-    residuals = residual_map.view(batch, per_location, -1, height, width)
-    return scores, residuals.permute(0, 3, 4, 1, 2).reshape(batch, scores.shape[1], -1)
+    per_location = residual_map.shape[1] // BOX_PARAMETERS
+    scores = _flat(score_map, score_map.shape[1] // per_location)
+    return Predictions(
+        scores.squeeze(-1) if scores.shape[-1] == 1 else scores,
+        _flat(residual_map, BOX_PARAMETERS),
+        None if direction_map is None else _flat(direction_map, 2),
+    )
+
+
+def _flat(maps: Tensor, values: int) -> Tensor:
+    """(B, A * values, H, W) -> (B, H * W * A, values)."""
+    batch, channels, height, width = maps.shape
+    by_anchor = maps.view(batch, channels // values, values, height, width)
+    return by_anchor.permute(0, 3, 4, 1, 2).reshape(batch, -1, values)

@@ -78,6 +78,28 @@ def decode(residuals: Tensor, anchors: Tensor) -> Tensor:
     )
 
 
+def direction_of(yaw: Tensor, offset: float) -> Tensor:
+    """Which way round boxes are: 0 for yaws in [offset, offset + pi), 1 for the rest; int64.
+
+    Args:
+        yaw: radians.
+        offset: radians.
+    """
+    return (_wrap(yaw, offset) >= offset + math.pi).long()
+
+
+def face(yaw: Tensor, directions: Tensor, offset: float) -> Tensor:
+    """Yaws brought into their directions by half turns, in [-pi, pi): see `direction_of`.
+
+    Args:
+        yaw: radians.
+        directions: of the same shape, integer, 0 or 1.
+        offset: radians.
+    """
+    half = yaw - math.pi * torch.floor((yaw - offset) / math.pi)
+    return _wrap(half + math.pi * directions, -math.pi)
+
+
 def _wrap(angle: Tensor, start: float) -> Tensor:
     """Angles brought into [start, start + 2 pi); those inside already are left bit for bit."""
     turn = 2 * math.pi

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from voxelpool.detection.box_coder import decode
+from voxelpool.detection.anchors import Predictions
+from voxelpool.detection.box_coder import decode, face
 from voxelpool.ops import nms_rotated
 
 
@@ -35,21 +38,26 @@ class Detections:
 
 
 class Postprocessor:
-    """Score filter, decoding, range filter, rotated NMS for each class.
+    """Score filter, decoding, range filter, rotated NMS.
+
+    Where an anchor scores all classes, it may become a box of several of them, unless the NMS is
+    agnostic: then it is of the class that it scores best, the first of equals.
 
     Equal scores are ordered by anchor, so that a result depends on nothing but its input. Boxes
     or scores that are not finite are dropped.
 
     Args:
         score_threshold: anchors with a score (after the sigmoid) below this are dropped.
-        nms_iou: of two boxes of a class with a BEV IoU above this, the one with the lower
-            score is dropped.
-        nms_pre: best anchors of each class that enter the NMS.
+        nms_iou: of two boxes with a BEV IoU above this, the one with the lower score is dropped.
+        nms: ``class``: if they are of one class; ``agnostic``: of any.
+        nms_pre: best anchors that enter the NMS.
+        nms_pre_of: so many of each ``class``, or of the ``frame``, by an anchor's best score.
         max_detections: best boxes of a frame that are kept.
+        direction_offset: see `box_coder.face`.
         center_range: x0, y0, z0, x1, y1, z1 that box centres must lie in, or None.
 
     Raises:
-        ValueError: if a threshold or count is out of its range.
+        ValueError: if a threshold or count is out of its range or a name is unknown.
     """
 
     def __init__(
@@ -57,8 +65,11 @@ class Postprocessor:
         *,
         score_threshold: float = 0.1,
         nms_iou: float = 0.01,
+        nms: Literal["class", "agnostic"] = "class",
         nms_pre: int = 1000,
+        nms_pre_of: Literal["class", "frame"] = "class",
         max_detections: int = 100,
+        direction_offset: float = math.pi / 4,
         center_range: Sequence[float] | None = None,
     ) -> None:
         for name, value in (("score_threshold", score_threshold), ("nms_iou", nms_iou)):
@@ -70,22 +81,30 @@ class Postprocessor:
         if center_range is not None and len(center_range) != 6:
             raise ValueError(f"center_range must be x0, y0, z0, x1, y1, z1, got {center_range}")
         self.score_threshold = score_threshold
+        if nms not in ("class", "agnostic") or nms_pre_of not in ("class", "frame"):
+            raise ValueError(
+                "nms must be class or agnostic and nms_pre_of class or frame, got "
+                f"{nms!r} and {nms_pre_of!r}"
+            )
         self.nms_iou = nms_iou
+        self.nms = nms
+        self.nms_pre_of = nms_pre_of
+        self.direction_offset = direction_offset
         self.nms_pre = nms_pre
         self.max_detections = max_detections
         self.center_range = None if center_range is None else tuple(center_range)
 
     @torch.no_grad()
     def __call__(
-        self, scores: Tensor, residuals: Tensor, anchors: Tensor, class_ids: Tensor
+        self, predictions: Predictions, anchors: Tensor, class_ids: Tensor
     ) -> list[Detections]:
         """Find the boxes of a batch.
 
         Args:
-            scores: (B, N) logits; see `anchors.flatten_maps`.
-            residuals: (B, N, 7).
+            predictions: scores (B, N) or (B, N, K), residuals (B, N, 7), directions.
             anchors: (H, W, A, 7) or (N, 7).
-            class_ids: (A,) the class of each anchor of a cell, or (N,).
+            class_ids: (A,) the class of each anchor of a cell, or (N,); says nothing where an
+                anchor scores all classes.
 
         Returns:
             One result for each frame, in float32.
@@ -93,9 +112,14 @@ class Postprocessor:
         Raises:
             ValueError: if the shapes do not fit.
         """
+        scores, residuals, directions = predictions
         anchors = anchors.reshape(-1, 7)
         count = anchors.shape[0]
-        if scores.ndim != 2 or scores.shape[1] != count or residuals.shape != (*scores.shape, 7):
+        if (
+            scores.ndim not in (2, 3)
+            or scores.shape[1] != count
+            or residuals.shape != (*scores.shape[:2], 7)
+        ):
             raise ValueError(
                 f"scores {tuple(scores.shape)} and residuals {tuple(residuals.shape)} do not fit "
                 f"{count} anchors"
@@ -104,30 +128,45 @@ class Postprocessor:
             raise ValueError(f"{class_ids.shape[0]} class ids do not fit {count} anchors")
         class_ids = class_ids.repeat(count // class_ids.shape[0])
         return [
-            self._frame(frame_scores.float().sigmoid(), frame_residuals, anchors, class_ids)
-            for frame_scores, frame_residuals in zip(scores, residuals, strict=True)
+            self._frame(
+                scores[frame].float().sigmoid(),
+                residuals[frame],
+                None if directions is None else directions[frame],
+                anchors,
+                class_ids,
+            )
+            for frame in range(scores.shape[0])
         ]
 
     def _frame(
-        self, scores: Tensor, residuals: Tensor, anchors: Tensor, class_ids: Tensor
+        self,
+        scores: Tensor,
+        residuals: Tensor,
+        directions: Tensor | None,
+        anchors: Tensor,
+        class_ids: Tensor,
     ) -> Detections:
-        candidates = (scores >= self.score_threshold).nonzero().squeeze(1)
-        candidate_classes = class_ids[candidates]
+        best = scores if scores.dim() == 1 else scores.amax(dim=1)
+        rows = (best >= self.score_threshold).nonzero().squeeze(1)
+        if self.nms_pre_of == "frame":
+            rows = rows[_best_first(best[rows], self.nms_pre)]
         boxes, kept_scores, kept_classes = [], [], []
-        for class_id in torch.unique(candidate_classes).tolist():
-            rows = candidates[candidate_classes == class_id]
-            order = scores[rows].argsort(descending=True, stable=True)[: self.nms_pre]
-            rows = rows[order]
+        for group_rows, group_scores, group_classes in self._groups(scores, rows, class_ids):
+            order = _best_first(group_scores, self.nms_pre)
+            rows = group_rows[order]
             found = decode(residuals[rows].float(), anchors[rows].float())
+            if directions is not None:
+                way = directions[rows].float().argmax(dim=1)
+                found[:, 6] = face(found[:, 6], way, self.direction_offset)
             inside = found.isfinite().all(dim=1)
             if self.center_range is not None:
                 limits = found.new_tensor(self.center_range)
                 inside &= ((found[:, :3] >= limits[:3]) & (found[:, :3] <= limits[3:])).all(dim=1)
-            found, found_scores = found[inside], scores[rows][inside]
+            found, found_scores = found[inside], group_scores[order][inside]
             keep = nms_rotated(found, found_scores, self.nms_iou)
             boxes.append(found[keep])
             kept_scores.append(found_scores[keep])
-            kept_classes.append(torch.full_like(keep, class_id))
+            kept_classes.append(group_classes[order][inside][keep])
         if not boxes:
             return Detections(
                 anchors.new_zeros(0, 7, dtype=torch.float32),
@@ -135,7 +174,36 @@ class Postprocessor:
                 class_ids.new_zeros(0, dtype=torch.int64),
             )
         all_scores = torch.cat(kept_scores)
-        order = all_scores.argsort(descending=True, stable=True)[: self.max_detections]
+        order = _best_first(all_scores, self.max_detections)
         return Detections(
             torch.cat(boxes)[order], all_scores[order], torch.cat(kept_classes)[order]
         )
+
+    def _groups(
+        self, scores: Tensor, rows: Tensor, class_ids: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Rows, scores and classes of what goes through one NMS, each group in turn."""
+        if scores.dim() == 1:
+            classes = class_ids[rows]
+            found = scores[rows]
+        else:
+            found, classes = scores[rows].max(dim=1)
+        if self.nms == "agnostic":
+            if rows.numel():
+                yield rows, found, classes
+            return
+        every = torch.unique(classes).tolist() if scores.dim() == 1 else range(scores.shape[1])
+        for class_id in every:
+            if scores.dim() == 1:
+                own = rows[classes == class_id]
+                found = scores[own]
+            else:
+                own = rows[scores[rows, class_id] >= self.score_threshold]
+                found = scores[own, class_id]
+            if own.numel():
+                yield own, found, torch.full_like(own, class_id)
+
+
+def _best_first(scores: Tensor, most: int) -> Tensor:
+    """Rows of the best scores, at most so many, equals in their order."""
+    return scores.argsort(descending=True, stable=True)[:most]

@@ -33,12 +33,14 @@ class AnchorTargets:
     Attributes:
         labels: (B, N) int64, 1 positive, 0 negative, -1 ignored.
         residuals: (B, N, 7), the residual of the matched box; 0 where not positive.
+        yaws: (B, N), of the matched box, radians; 0 where not positive.
         matched: (B, N) int64, row of the matched box in its frame's boxes; -1 where not positive.
         class_ids: (N,) int64, the class that each anchor stands for.
     """
 
     labels: Tensor
     residuals: Tensor
+    yaws: Tensor
     matched: Tensor
     class_ids: Tensor
 
@@ -138,6 +140,7 @@ class TargetAssigner:
         labels = torch.zeros(frames, count, dtype=torch.int64, device=anchors.device)
         matched = torch.full_like(labels, -1)
         residuals = anchors.new_zeros(frames, count, 7)
+        yaws = anchors.new_zeros(frames, count)
         by_class = anchors.view(-1, per_location, 7)
         for class_id, spec in enumerate(self.specs):
             columns = (self.location_class_ids == class_id).nonzero().squeeze(1)
@@ -169,9 +172,11 @@ class TargetAssigner:
             residuals[frame, positive] = encode(
                 target, anchors[positive], angle_start=self.angle_start
             )
+            yaws[frame, positive] = target[:, 6]
         return AnchorTargets(
             labels,
             residuals,
+            yaws,
             matched,
             self.location_class_ids.to(anchors.device).repeat(count // per_location),
         )

@@ -15,8 +15,8 @@ from voxelpool.models.classifier import (
     VoxNet,
     build_classifier,
 )
+from voxelpool.models.detector import Precision, VoxelDetector, build_detector
 from voxelpool.models.pointnet2 import PointNet2
-from voxelpool.models.voxelnet import Precision, VoxelNet, build_detector
 
 __all__ = [
     "CLASSIFIERS",
@@ -27,7 +27,7 @@ __all__ = [
     "SPPNet",
     "SmallCNN",
     "VoxNet",
-    "VoxelNet",
+    "VoxelDetector",
     "build_classifier",
     "build_detector",
     "classifier_of",

@@ -14,11 +14,12 @@ from torch import nn
 from voxelpool.config import AnyConfig, ClassifierConfig, Config, dump_config, parse_config
 from voxelpool.errors import CheckpointError, ConfigError
 from voxelpool.models.classifier import build_classifier
-from voxelpool.models.voxelnet import VoxelNet, build_detector
+from voxelpool.models.detector import VoxelDetector, build_detector
 
 CONFIG_KEY = "voxelpool_config"
 WEIGHTS_PREFIX = "model."
-_DECIDES_THE_NETWORK = ("model", "grid", "anchors", "vfe", "middle", "rpn")
+_DECIDES_THE_NETWORK = ("model", "grid", "anchors", "vfe", "middle", "norm", "rpn", "head")
+_CHANGES_NO_WEIGHTS = ("backend",)
 _DECIDES_THE_CLASSIFIER = ("model", "classes", "classifier")
 
 
@@ -55,7 +56,7 @@ def checkpoint_config(contents: dict[str, Any], path: str | os.PathLike[str]) ->
         raise CheckpointError(f"{path}: its configuration does not fit: {error}") from error
 
 
-def load_detector(path: str | os.PathLike[str], config: Config | None = None) -> VoxelNet:
+def load_detector(path: str | os.PathLike[str], config: Config | None = None) -> VoxelDetector:
     """Builds the detector of a checkpoint and loads its weights, ready to detect.
 
     Args:
@@ -148,10 +149,13 @@ def first_difference(asked: Any, has: Any, key: str) -> str:
     if asked == has:
         return ""
     if hasattr(asked, "model_fields_set") and type(asked) is type(has):
-        for name in type(asked).model_fields:
-            inner = first_difference(getattr(asked, name), getattr(has, name), f"{key}.{name}")
-            if inner:
-                return inner
+        pairs = (
+            (name, getattr(asked, name), getattr(has, name))
+            for name in type(asked).model_fields
+            if name not in _CHANGES_NO_WEIGHTS
+        )
+        found = (first_difference(one, other, f"{key}.{name}") for name, one, other in pairs)
+        return next(filter(None, found), "")
     if isinstance(asked, tuple) and isinstance(has, tuple) and len(asked) == len(has):
         for row, (one, other) in enumerate(zip(asked, has, strict=True)):
             inner = first_difference(one, other, f"{key}.{row}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from voxelpool.nn.attention import CBAM, SqueezeExcite
 from voxelpool.nn.heads import ClassifierHead
-from voxelpool.nn.middle import DenseMiddle, VoxelConv3d, scatter_to_dense
+from voxelpool.nn.middle import DenseMiddle, ScatterMiddle, VoxelConv3d, scatter_to_dense
 from voxelpool.nn.pooling import GlobalPool, WindowPool
 from voxelpool.nn.pyramid import (
     SPPF,
@@ -13,9 +13,10 @@ from voxelpool.nn.pyramid import (
     SpatialPyramidPool,
     WindowPyramidPool,
 )
-from voxelpool.nn.rpn import RPN
+from voxelpool.nn.rpn import RPN, HeadMaps
 from voxelpool.nn.set_abstraction import PointMLP, SetAbstraction
-from voxelpool.nn.vfe import VFE, PackedBatchNorm, PointLayer, VFELayer, point_features
+from voxelpool.nn.sparse import SparseMiddle
+from voxelpool.nn.vfe import VFE, MeanVFE, PackedBatchNorm, PointLayer, VFELayer, point_features
 
 __all__ = [
     "CBAM",
@@ -25,12 +26,16 @@ __all__ = [
     "ClassifierHead",
     "DenseMiddle",
     "GlobalPool",
+    "HeadMaps",
+    "MeanVFE",
     "PackedBatchNorm",
     "ParallelSPP",
     "PointLayer",
     "PointMLP",
     "PyramidNeck",
+    "ScatterMiddle",
     "SetAbstraction",
+    "SparseMiddle",
     "SpatialPyramidPool",
     "SqueezeExcite",
     "VFELayer",

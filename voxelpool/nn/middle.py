@@ -236,6 +236,57 @@ class DenseMiddle(nn.Module):
         _check_voxels(features, coords)
 
 
+class ScatterMiddle(nn.Module):
+    """PointPillars' middle: each pillar's features go to its place, the rest of the map is zeros.
+
+    Args:
+        in_channels: columns of the pillar features.
+        grid_shape: (1, H, W) of the voxel grid.
+
+    Attributes:
+        use_reach: whether the layers that follow may compute only what pillars reach, where that
+            pays; the same result.
+        out_channels: channels of the map, ``in_channels``.
+        out_size: (H, W).
+
+    Raises:
+        ValueError: if the grid is not one voxel high.
+    """
+
+    def __init__(self, in_channels: int, *, grid_shape: Triple) -> None:
+        super().__init__()
+        if grid_shape[0] != 1:
+            raise ValueError(f"pillars are one voxel high, the grid is {grid_shape[0]}")
+        self.grid_shape = reach.triple(grid_shape)
+        self.in_channels = self.out_channels = in_channels
+        self.out_size = self.grid_shape[1:]
+        self.use_reach = True
+
+    def forward(self, features: Tensor, coords: Tensor, batch_size: int) -> Tensor:
+        """Make the map.
+
+        Args:
+            features: (K, in_channels); K = 0 is ordinary.
+            coords: (K, 4) integer (batch, 0, y, x), each cell at most once.
+            batch_size: B, number of frames.
+
+        Returns:
+            (B, in_channels, H, W).
+        """
+        return scatter_to_dense(features, coords, batch_size, self.grid_shape).flatten(1, 2)
+
+    def runs_on_rows(self, features: Tensor) -> bool:
+        """As `DenseMiddle.runs_on_rows`."""
+        return self.use_reach and reach.pays(features)
+
+    def forward_rows(
+        self, features: Tensor, coords: Tensor, batch_size: int
+    ) -> tuple[Tensor, Reach]:
+        """As `DenseMiddle.forward_rows`."""
+        rows = features.to(reach.row_dtype(features))
+        return rows, Reach.of_voxels(coords, batch_size, self.grid_shape)
+
+
 def _geometry(conv: nn.Conv3d) -> tuple[Triple, Triple, Triple]:
     """Kernel, stride and padding."""
     assert not isinstance(conv.padding, str)

@@ -1,10 +1,10 @@
-"""Region proposal network of VoxelNet (arXiv 1711.06396, section 2.1.3 and figure 4)."""
+"""Region proposal network: VoxelNet (arXiv 1711.06396, section 2.1.3 and figure 4), and its kin."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,22 @@ from voxelpool.nn.pyramid import PyramidNeck
 from voxelpool.nn.reach import Reach
 
 BOX_PARAMETERS = 7
+DIRECTIONS = 2
+
+
+class HeadMaps(NamedTuple):
+    """What the heads say at each cell of the output (H', W'), for its A anchors.
+
+    Attributes:
+        scores: (B, A * K, H', W') logits, channel ``a * K + k`` is class k of anchor a.
+        residuals: (B, A * 7, H', W'), channel ``a * 7 + i`` is parameter i of anchor a.
+        directions: (B, A * 2, H', W') logits, channel ``a * 2 + i`` is direction i of anchor a; or
+            None.
+    """
+
+    scores: Tensor
+    residuals: Tensor
+    directions: Tensor | None = None
 
 
 class RPN(nn.Module):
@@ -28,6 +44,8 @@ class RPN(nn.Module):
     of 0 there would give 202 x 178 instead of 200 x 176; padding 1 keeps the size.
 
     The defaults are the paper's car network; pedestrians and cyclists have ``strides=(1, 2, 2)``.
+    SECOND and PointPillars have the same, with a kernel of 1 there, scores of all classes at each
+    anchor and a direction.
 
     What the paper does not have: a neck, which pools the last block's output at several scales, and
     attention on what each block hands to its upsampling (after the neck). The next block reads the
@@ -40,6 +58,9 @@ class RPN(nn.Module):
         channels: channels of each block.
         upsample_channels: channels that each block is brought to before the concatenation.
         anchors_per_location: A, anchors at each cell of the output.
+        classes_per_anchor: K, scores of each anchor.
+        directions: also predict the direction of each anchor's box.
+        unit_upsample_kernel: 3 or 1, the kernel of an upsampling by 1.
         score_prior: the score that each anchor begins with, in (0, 1): sets the bias of the score
             head to its logit. The paper does not say. None leaves torch's default, near 0.5: the
             paper's loss weighs positives and negatives as two means, so that a blind network
@@ -73,6 +94,9 @@ class RPN(nn.Module):
         channels: Sequence[int] = (128, 128, 256),
         upsample_channels: Sequence[int] = (256, 256, 256),
         anchors_per_location: int = 2,
+        classes_per_anchor: int = 1,
+        directions: bool = False,
+        unit_upsample_kernel: Literal[1, 3] = 3,
         score_prior: float | None = None,
         neck: Literal["none", "spp", "sppf"] = "none",
         attention: Literal["none", "se", "cbam"] = "none",
@@ -92,6 +116,11 @@ class RPN(nn.Module):
             raise ValueError(
                 "strides and anchors_per_location must be at least 1 and layers at least 0, got "
                 f"{list(strides)}, {anchors_per_location} and {list(layers)}"
+            )
+        if classes_per_anchor < 1 or unit_upsample_kernel not in (1, 3):
+            raise ValueError(
+                "classes_per_anchor must be at least 1 and unit_upsample_kernel 1 or 3, got "
+                f"{classes_per_anchor} and {unit_upsample_kernel}"
             )
         if score_prior is not None and not 0 < score_prior < 1:
             raise ValueError(f"score_prior must be in (0, 1), got {score_prior}")
@@ -122,7 +151,8 @@ class RPN(nn.Module):
                 block += normalised(nn.Conv2d(width, width, 3, 1, 1, bias=False), width)
             self.blocks.append(nn.Sequential(*block))
             scale *= 1 if index == 0 else int(stride)
-            kernel, padding = (3, 1) if scale == 1 else (scale, 0)
+            unit = unit_upsample_kernel
+            kernel, padding = (unit, unit // 2) if scale == 1 else (scale, 0)
             self.upsamples.append(
                 nn.Sequential(
                     *normalised(
@@ -132,8 +162,11 @@ class RPN(nn.Module):
             )
             before = width
         total = sum(upsample_channels)
-        self.score_head = nn.Conv2d(total, anchors_per_location, 1)
+        self.score_head = nn.Conv2d(total, anchors_per_location * classes_per_anchor, 1)
         self.residual_head = nn.Conv2d(total, anchors_per_location * BOX_PARAMETERS, 1)
+        self.direction_head: nn.Conv2d | None = None
+        if directions:
+            self.direction_head = nn.Conv2d(total, anchors_per_location * DIRECTIONS, 1)
         if score_prior is not None and self.score_head.bias is not None:
             nn.init.constant_(self.score_head.bias, math.log(score_prior / (1 - score_prior)))
         # Last, so that a seed gives all other weights the same values with and without them.
@@ -166,16 +199,15 @@ class RPN(nn.Module):
         self.check_size(height, width)
         return height // self.output_stride, width // self.output_stride
 
-    def forward(self, x: Tensor, occupied: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Predict a score and a residual for each anchor.
+    def forward(self, x: Tensor, occupied: Tensor | None = None) -> HeadMaps:
+        """Predict scores, a residual and perhaps a direction for each anchor.
 
         Args:
             x: (B, in_channels, H, W).
             occupied: (B, H, W) bool, the cells that hold voxels; see `needs_occupied`.
 
         Returns:
-            The score map (B, A, H', W') as logits, and the residual map (B, A * 7, H', W') where
-            channel ``a * 7 + i`` is parameter i of anchor a.
+            The maps.
 
         Raises:
             ValueError: if H or W is no multiple of the total stride, or ``occupied`` is missing or
@@ -188,7 +220,11 @@ class RPN(nn.Module):
             x = block(x)
             maps.append(upsample(self._refine(index, x, masks[index])))
         joined = torch.cat(maps, dim=1)
-        return self.score_head(joined), self.residual_head(joined)
+        return HeadMaps(*(head(joined) for head in self._heads()))
+
+    def _heads(self) -> list[nn.Conv2d]:
+        heads = [self.score_head, self.residual_head]
+        return heads if self.direction_head is None else [*heads, self.direction_head]
 
     def _masks(self, occupied: Tensor | None) -> list[Tensor | None]:
         """The occupied cells at each block's resolution, where they are needed."""
@@ -219,7 +255,7 @@ class RPN(nn.Module):
 
     def forward_rows(
         self, rows: Tensor, reached: Reach, occupied: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> HeadMaps:
         """As `forward`, for a map that is given as the list of its distinct cells.
 
         A block with a neck or attention is expanded to its dense map for them and what follows.
@@ -239,11 +275,12 @@ class RPN(nn.Module):
         _, depth, height, width = reached.index.shape
         self.check_size(height, width)
         masks = self._masks(occupied)
-        weight = torch.cat([self.score_head.weight, self.residual_head.weight])[:, :, 0, 0]
-        head = list(weight.split([int(up[0].out_channels) for up in self.upsamples], dim=1))
+        heads = self._heads()
+        weight = torch.cat([part.weight for part in heads])[:, :, 0, 0]
+        parts = list(weight.split([int(up[0].out_channels) for up in self.upsamples], dim=1))
         total: Tensor | None = None
         for index, (block, upsample, part) in enumerate(
-            zip(self.blocks, self.upsamples, head, strict=True)
+            zip(self.blocks, self.upsamples, parts, strict=True)
         ):
             for conv, norm in zip(block[::3], block[1::3], strict=True):
                 taps = reach.conv_taps(conv.weight.unflatten(1, (-1, depth)))
@@ -260,9 +297,9 @@ class RPN(nn.Module):
                 cells = _read_upsampled(rows, reached, upsample, part)
             total = cells if total is None else total + cells
         assert total is not None
-        bias = torch.cat([self.score_head.bias, self.residual_head.bias])
+        bias = torch.cat([part.bias for part in heads if part.bias is not None])
         maps = (total + bias).permute(0, 3, 1, 2)
-        return maps[:, : self.anchors_per_location], maps[:, self.anchors_per_location :]
+        return HeadMaps(*maps.split([part.out_channels for part in heads], dim=1))
 
 
 def _read_dense(x: Tensor, head: Tensor) -> Tensor:
@@ -277,7 +314,7 @@ def _read_upsampled(rows: Tensor, reached: Reach, upsample: nn.Sequential, head:
     conv, norm = upsample[0], upsample[1]
     assert isinstance(conv, nn.ConvTranspose2d) and isinstance(norm, nn.BatchNorm2d)
     scale = int(conv.stride[0])
-    if scale == 1:  # a convolution with the kernel turned round
+    if conv.kernel_size[0] != scale:  # a convolution with the kernel turned round
         taps = reach.conv_taps(conv.weight.flip(2, 3).transpose(0, 1))
         kernel = (1, *conv.kernel_size)
         rows, reached = reach.conv_norm_relu(

@@ -32,6 +32,9 @@ from voxelpool.structures import Voxels
 #: How the features of a voxel's points become one: the paper's maximum, or another.
 VoxelPooling: TypeAlias = Literal["max", "average", "min", "median", "sum"]
 
+#: Axes along which a point is given its offset to the middle of its voxel.
+CenterOffsets: TypeAlias = Literal["", "xy", "xyz"]
+
 
 def pool_voxels(features: Tensor, offsets: Tensor, pool: VoxelPooling = "max") -> Tensor:
     """One row for each voxel, (K, C), from those of its points; rules as of the segment ops.
@@ -49,19 +52,20 @@ def pool_voxels(features: Tensor, offsets: Tensor, pool: VoxelPooling = "max") -
     return extreme(features, offsets)[0]
 
 
-def point_features(points: Tensor, voxels: Voxels, *, center_offsets: bool = False) -> Tensor:
+def point_features(points: Tensor, voxels: Voxels, *, center_offsets: CenterOffsets = "") -> Tensor:
     """Code each packed point as the paper does: its own columns, then its offset to the voxel mean.
 
     Args:
         points: (N, 3 + E) float, x, y, z in metres and E further columns (KITTI: reflectance).
         voxels: voxels made from these points.
-        center_offsets: also the offset to the middle of the voxel, as PointPillars has it in x
-            and y; where a point lies in its voxel is hard to tell from coordinates of many metres.
+        center_offsets: also the offset to the middle of the voxel along these axes; PointPillars
+            has it in x and y. Where a point lies in its voxel is hard to tell from coordinates of
+            many metres.
 
     Returns:
         (M, 6 + E) float: the points in the order of ``voxels.point_index``, followed by x, y, z
         minus the mean x, y, z of the points kept in the same voxel. With KITTI's four columns
-        these are the paper's seven inputs. (M, 9 + E) with center offsets.
+        these are the paper's seven inputs. Up to three more with center offsets.
 
     Raises:
         ValueError: if ``points`` is not (N, >=3).
@@ -74,7 +78,8 @@ def point_features(points: Tensor, voxels: Voxels, *, center_offsets: bool = Fal
     columns = [packed, offset]
     if center_offsets:
         centers = _voxel_centers(packed, voxels)
-        columns.append(packed[:, :3] - centers.index_select(0, voxels.voxel_of_point()))
+        from_centers = packed[:, :3] - centers.index_select(0, voxels.voxel_of_point())
+        columns.append(from_centers[:, : len(center_offsets)])
     return torch.cat(columns, dim=1)
 
 
@@ -87,8 +92,10 @@ def _checked_pool(pool: VoxelPooling) -> VoxelPooling:
 def _voxel_centers(points: Tensor, voxels: Voxels) -> Tensor:
     """(K, 3): x, y, z of the middle of each voxel, in the dtype of the points."""
     size = points.new_tensor(voxels.grid.voxel_size)
-    low = points.new_tensor(voxels.grid.range[:3])
-    return (voxels.coords[:, [3, 2, 1]].to(points) + 0.5) * size + low
+    half = [
+        low + edge / 2 for low, edge in zip(voxels.grid.range, voxels.grid.voxel_size, strict=False)
+    ]
+    return voxels.coords[:, [3, 2, 1]].to(points) * size + points.new_tensor(half)
 
 
 class PackedBatchNorm(nn.BatchNorm1d):
@@ -193,6 +200,30 @@ class VFELayer(nn.Module):
         return torch.cat([own, pooled.index_select(0, voxel_of_point)], dim=1)
 
 
+class MeanVFE(nn.Module):
+    """The mean of each voxel's points (SECOND with voxels of a few centimetres); no parameters.
+
+    Args:
+        out_channels: columns of the points, and so of a voxel's feature.
+    """
+
+    def __init__(self, out_channels: int = 4) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+
+    def encode(self, points: Tensor, voxels: Voxels) -> Tensor:
+        """Encode the voxels from points.
+
+        Args:
+            points: (N, out_channels) float, x, y, z in metres and further columns.
+            voxels: voxels made from these points.
+
+        Returns:
+            (K, out_channels), one row per row of ``voxels.coords``.
+        """
+        return segment_mean(points.index_select(0, voxels.point_index), voxels.offsets)
+
+
 class VFE(nn.Module):
     """Stack of VFE layers, a last point layer, and the maximum (or so) over each voxel.
 
@@ -205,6 +236,8 @@ class VFE(nn.Module):
     faster than the layers in bfloat16, and more precise. In float64 the layers run one by one; so
     they do where ``fused`` is False, which hooks on them need, and with another pooling than max.
 
+    PointPillars' encoder is the one without a stack: ``VFE(9, (), 64, center_offsets="xy")``.
+
     Attributes:
         fused: whether that op may be used; True at first.
 
@@ -213,8 +246,15 @@ class VFE(nn.Module):
         channels: output columns of each VFE layer, all even; may be empty.
         out_channels: columns of a voxel's feature.
         pool: how points are pooled, in every layer and at the end; see `pool_voxels`.
+        center_offsets: of the code that `encode` makes; see `point_features`.
+        padded_to: what the last layer makes of a row of zeros takes part in the maximum of voxels
+            that hold fewer points than this, as in networks that pad voxels to so many rows. Only
+            without a stack and with pool max. None: points alone decide.
         norm_eps: see `PointLayer`.
         norm_momentum: see `PointLayer`.
+
+    Raises:
+        ValueError: a value out of its range, or ``padded_to`` where it has no place.
     """
 
     def __init__(
@@ -224,6 +264,8 @@ class VFE(nn.Module):
         out_channels: int = 128,
         *,
         pool: VoxelPooling = "max",
+        center_offsets: CenterOffsets = "",
+        padded_to: int | None = None,
         norm_eps: float = 1e-5,
         norm_momentum: float = 0.1,
     ) -> None:
@@ -232,6 +274,12 @@ class VFE(nn.Module):
         self.out_channels = out_channels
         self.fused = True
         self.pool: VoxelPooling = _checked_pool(pool)
+        if center_offsets not in get_args(CenterOffsets):
+            raise ValueError(f"center_offsets must be '', 'xy' or 'xyz', got {center_offsets!r}")
+        if padded_to is not None and (channels or pool != "max"):
+            raise ValueError("padded_to is for one point layer and pool max")
+        self.center_offsets: CenterOffsets = center_offsets
+        self.padded_to = padded_to
         widths = [in_channels, *channels]
         self.layers = nn.ModuleList(
             VFELayer(a, b, pool=pool, norm_eps=norm_eps, norm_momentum=norm_momentum)
@@ -277,20 +325,24 @@ class VFE(nn.Module):
         if tuple(features.shape) != expected:
             raise ValueError(f"features must be {expected}, got {tuple(features.shape)}")
         if self._fuses(features):
-            out = encode_voxels(features.float(), voxels.offsets, *self._folded())
-            return out.to(self.points.linear.weight.dtype)
+            weights, biases = self._folded()
+            out = encode_voxels(features.float(), voxels.offsets, weights, biases)
+            return self._finished(out, biases[-1], voxels)
         voxel_of_point = voxels.voxel_of_point()
         for layer in self.layers:
             features = layer(features, voxels.offsets, voxel_of_point)
-        return pool_voxels(self.points(features), voxels.offsets, self.pool)
+        if self.padded_to is None:
+            return pool_voxels(self.points(features), voxels.offsets, self.pool)
+        rows = self.points(torch.cat([features, features.new_zeros(1, self.in_channels)]))
+        pooled = pool_voxels(rows[:-1], voxels.offsets, self.pool)
+        return self._padded(pooled, rows[-1], voxels)
 
-    def encode(self, points: Tensor, voxels: Voxels, *, center_offsets: bool = False) -> Tensor:
+    def encode(self, points: Tensor, voxels: Voxels) -> Tensor:
         """Encode the voxels from points: ``self(point_features(points, voxels, …), voxels)``.
 
         Args:
             points: (N, 3 + E) float, x, y, z in metres and E further columns.
             voxels: voxels made from these points.
-            center_offsets: see `point_features`.
 
         Returns:
             (K, out_channels), one row per row of ``voxels.coords``.
@@ -298,16 +350,33 @@ class VFE(nn.Module):
         Raises:
             ValueError: if ``points`` has too few columns, or other than ``in_channels`` expects.
         """
-        code_columns = (points.shape[1] if points.ndim == 2 else 0) + 3 + 3 * center_offsets
+        axes = len(self.center_offsets)
+        code_columns = (points.shape[1] if points.ndim == 2 else 0) + 3 + axes
         fits = code_columns == self.in_channels and points.dtype == torch.float32
         if not (fits and self._fuses(points)):
-            return self(point_features(points, voxels, center_offsets=center_offsets), voxels)
+            features = point_features(points, voxels, center_offsets=self.center_offsets)
+            return self(features, voxels)
         weights, biases = self._folded()
-        centers = _voxel_centers(points, voxels) if center_offsets else None
+        centers = None
+        if axes:  # the op takes all three
+            centers = _voxel_centers(points, voxels)
+            weights[0] = F.pad(weights[0], (0, 3 - axes))
         out = encode_points(
             points, voxels.point_index, voxels.offsets, weights, biases, centers=centers
         )
-        return out.to(self.points.linear.weight.dtype)
+        return self._finished(out, biases[-1], voxels)
+
+    def _finished(self, pooled: Tensor, bias: Tensor, voxels: Voxels) -> Tensor:
+        """What `forward` gives, of what an op has pooled with the last layer's ``bias``."""
+        if self.padded_to is not None:
+            pooled = self._padded(pooled, bias.relu(), voxels)
+        return pooled.to(self.points.linear.weight.dtype)
+
+    def _padded(self, pooled: Tensor, pad: Tensor, voxels: Voxels) -> Tensor:
+        """The maximum with the row ``pad`` where voxels are not full."""
+        assert self.padded_to is not None
+        full = voxels.counts() >= self.padded_to
+        return torch.where(full[:, None], pooled, torch.maximum(pooled, pad))
 
     def _point_layers(self) -> list[PointLayer]:
         return [*(layer.points for layer in self.layers), self.points]

@@ -76,6 +76,20 @@ class Voxels:
         padded[mask] = features[self.point_index[packed_row]]
         return padded, mask
 
+    def first(self, max_points: int) -> Voxels:
+        """The same voxels with at most their first ``max_points`` points, in input order.
+
+        Raises:
+            ValueError: ``max_points`` is below 1.
+        """
+        if max_points < 1:
+            raise ValueError(f"max_points must be at least 1, got {max_points}")
+        rows = torch.arange(self.num_points, device=self.device)
+        kept = rows - self.offsets[self.voxel_of_point()] < max_points
+        ends = self.counts().clamp_max(max_points).cumsum(0)
+        offsets = torch.cat([self.offsets[:1], ends])
+        return replace(self, offsets=offsets, point_index=self.point_index[kept])
+
     def to(self, device: torch.device | str) -> Voxels:
         """The same voxels on ``device``."""
         return replace(

@@ -24,7 +24,13 @@ from voxelpool.training.results import result_objects
 BEST_METRIC = "val/3d"
 """3D AP, moderate, R40, the mean over the classes: the best checkpoint is the one that has most."""
 
-_SHORT_NAMES = {"loss": "loss", "score_positive": "pos", "score_negative": "neg", "residual": "box"}
+_SHORT_NAMES = {
+    "loss": "loss",
+    "score_positive": "pos",
+    "score_negative": "neg",
+    "residual": "box",
+    "direction": "dir",
+}
 
 
 class TrainedModule(lightning.LightningModule):
@@ -101,10 +107,10 @@ class DetectorModule(TrainedModule):
 
     def training_step(self, batch: SweepBatch, index: int) -> Tensor:
         """The loss of a batch; stops the training if it is not finite."""
-        scores, residuals = self.model(
+        predictions = self.model(
             batch.points, batch.batch, batch.batch_size, seed=self.config.seed + self.global_step
         )
-        parts = self.model.loss(scores.float(), residuals.float(), batch.boxes, batch.classes)
+        parts = self.model.loss(predictions, batch.boxes, batch.classes)
         if not all(torch.isfinite(value) for value in parts.values()):
             values = ", ".join(f"{name} {value.item():g}" for name, value in parts.items())
             raise TrainingError(

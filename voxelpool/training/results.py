@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from voxelpool.datasets.kitti import Frame, KittiObjects, results_from_boxes
 from voxelpool.detection import Detections
-from voxelpool.models import Precision, VoxelNet
+from voxelpool.models import Precision, VoxelDetector
 from voxelpool.training.data import collate
 
 
@@ -31,7 +31,7 @@ def result_objects(found: Detections, frame: Frame, classes: Sequence[str]) -> K
 
 
 def detect_frames(
-    detector: VoxelNet,
+    detector: VoxelDetector,
     frames: Dataset[Frame],
     *,
     num_workers: int = 1,
@@ -43,7 +43,7 @@ def detect_frames(
         detector: in evaluation mode; its device is used.
         frames: a data set of frames.
         num_workers: processes that read ahead.
-        precision: see `VoxelNet.detect`.
+        precision: see `VoxelDetector.detect`.
 
     Yields:
         Each frame and what was found in it.

@@ -1,4 +1,9 @@
-"""VoxelNet (Zhou and Tuzel, CVPR 2018): sweeps in, boxes out."""
+"""The detectors, sweeps in and boxes out: one class, of which a configuration makes the network.
+
+VoxelNet (Zhou and Tuzel, CVPR 2018), SECOND (Yan, Mao and Li, Sensors 2018) and PointPillars (Lang
+et al., CVPR 2019) are the same but for how voxels are encoded and what brings them to the
+bird's-eye view.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +14,25 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from voxelpool.config import Config
+from voxelpool.config import (
+    Config,
+    DenseMiddleConfig,
+    MeanVFEConfig,
+    PillarVFEConfig,
+    SparseMiddleConfig,
+)
 from voxelpool.detection import (
     AnchorGenerator,
     AnchorSpec,
     DetectionLoss,
     Detections,
     Postprocessor,
+    Predictions,
     TargetAssigner,
     flatten_maps,
 )
-from voxelpool.nn import RPN, VFE, DenseMiddle
+from voxelpool.nn import RPN, VFE, DenseMiddle, MeanVFE, ScatterMiddle, SparseMiddle
+from voxelpool.nn.vfe import CenterOffsets
 from voxelpool.ops import voxelize
 from voxelpool.structures import Voxels
 
@@ -27,8 +40,8 @@ from voxelpool.structures import Voxels
 Precision: TypeAlias = Literal["32", "bf16"]
 
 
-class VoxelNet(nn.Module):
-    """The whole network: voxelization, VFE stack, middle layers, RPN.
+class VoxelDetector(nn.Module):
+    """The whole network: voxelization, encoder, middle layers, RPN.
 
     Args:
         config: the configuration; `voxelpool.config.Config`.
@@ -43,16 +56,10 @@ class VoxelNet(nn.Module):
         self.config = config
         self.point_dims = point_dims
         self.grid = config.grid.to_grid()
-        depth, height, width = self.grid.shape
-        code_dims = point_dims + (6 if config.vfe.center_offsets else 3)
-        self.vfe = VFE(
-            code_dims, config.vfe.channels, config.vfe.out_channels, pool=config.vfe.pool
-        )
-        self.vfe.scale_inputs(self._input_scales())
-        self.middle = DenseMiddle(
-            config.vfe.out_channels, config.middle.channels, grid_shape=(depth, height, width)
-        )
+        self.vfe = self._encoder()
+        self.middle = self._middle()
         specs = [AnchorSpec(**anchor.model_dump()) for anchor in config.anchors]
+        height, width = self.middle.out_size
         self.rpn = RPN(
             self.middle.out_channels,
             layers=config.rpn.layers,
@@ -60,31 +67,76 @@ class VoxelNet(nn.Module):
             channels=config.rpn.channels,
             upsample_channels=config.rpn.upsample_channels,
             anchors_per_location=sum(len(spec.rotations) for spec in specs),
+            classes_per_anchor=len(specs) if config.head.scores == "all" else 1,
+            directions=config.head.direction,
+            unit_upsample_kernel=config.rpn.unit_upsample_kernel,
+            score_prior=0.01 if config.loss.classification == "focal" else None,
             neck=config.rpn.neck,
             attention=config.rpn.attention,
             squeeze=config.rpn.squeeze,
+            norm_eps=config.norm.eps,
+            norm_momentum=config.norm.momentum,
             input_size=(height, width),
         )
-        generator = AnchorGenerator(specs, self.grid.range, self.rpn.output_size(height, width))
+        generator = AnchorGenerator(
+            specs,
+            self.grid.range,
+            self.rpn.output_size(height, width),
+            config.head.anchor_placement,
+        )
         self.register_buffer("anchors", generator.anchors(), persistent=False)
         self.register_buffer("anchor_classes", generator.class_ids(), persistent=False)
         self.assign_targets = TargetAssigner(generator, iou=config.loss.matching_iou)
         self.detection_loss = DetectionLoss(
-            positive_weight=config.loss.positive_weight,
-            negative_weight=config.loss.negative_weight,
-            residual_weight=config.loss.residual_weight,
-            code_weights=config.loss.code_weights,
-            smooth_l1_beta=config.loss.smooth_l1_beta,
-            angle=config.loss.angle,
+            direction_offset=config.head.direction_offset,
+            **config.loss.model_dump(exclude={"matching_iou"}),
         )
         self.postprocess = Postprocessor(
-            score_threshold=config.postprocess.score_threshold,
-            nms_iou=config.postprocess.nms_iou,
-            nms_pre=config.postprocess.nms_pre,
-            max_detections=config.postprocess.max_detections,
+            direction_offset=config.head.direction_offset, **config.postprocess.model_dump()
         )
 
-    def _input_scales(self) -> list[float]:
+    def _encoder(self) -> VFE | MeanVFE:
+        block, norm = self.config.vfe, self.config.norm
+        if isinstance(block, MeanVFEConfig):
+            return MeanVFE(self.point_dims)
+        offsets: CenterOffsets
+        if isinstance(block, PillarVFEConfig):
+            channels, offsets = (), block.offsets
+            padded_to = block.max_points if block.padded_max else None
+        else:
+            channels, offsets = block.channels, "xyz" if block.center_offsets else ""
+            padded_to = None
+        encoder = VFE(
+            self.point_dims + 3 + len(offsets),
+            channels,
+            block.out_channels,
+            pool=block.pool,
+            center_offsets=offsets,
+            padded_to=padded_to,
+            norm_eps=norm.eps,
+            norm_momentum=norm.momentum,
+        )
+        encoder.scale_inputs(self._input_scales(len(offsets)))
+        return encoder
+
+    def _middle(self) -> DenseMiddle | SparseMiddle | ScatterMiddle:
+        block, norm = self.config.middle, self.config.norm
+        width, shape = self.vfe.out_channels, self.grid.shape
+        norms = {"norm_eps": norm.eps, "norm_momentum": norm.momentum}
+        if isinstance(block, DenseMiddleConfig):
+            return DenseMiddle(width, block.channels, grid_shape=shape, **norms)
+        if isinstance(block, SparseMiddleConfig):
+            return SparseMiddle(
+                width,
+                layout=block.layout,
+                channels=block.channels,
+                grid_shape=shape,
+                backend=block.backend,
+                **norms,
+            )
+        return ScatterMiddle(width, grid_shape=shape)
+
+    def _input_scales(self, center_offsets: int) -> list[float]:
         """Roughly the spread of each column of the point code, metres or reflectance.
 
         Heights spread less than their range: most points lie near the ground, and centimetres
@@ -95,12 +147,12 @@ class VoxelNet(nn.Module):
         coordinates[2] *= 0.3
         offsets = [length / 4 for length in size]
         scales = coordinates + [0.3] * (self.point_dims - 3) + offsets
-        return scales + offsets if self.config.vfe.center_offsets else scales
+        return scales + offsets[:center_offsets]
 
     def forward(
         self, points: Tensor, batch: Tensor | None = None, batch_size: int = 1, *, seed: int = 0
-    ) -> tuple[Tensor, Tensor]:
-        """Predicts a score and a residual for every anchor.
+    ) -> Predictions:
+        """Predicts scores, a residual and perhaps a direction for every anchor.
 
         Args:
             points: (N, point_dims) float32, metres, LiDAR frame.
@@ -109,8 +161,8 @@ class VoxelNet(nn.Module):
             seed: decides which points a full voxel keeps.
 
         Returns:
-            scores: (B, N) logits of the N anchors.
-            residuals: (B, N, 7).
+            For the N anchors: scores (B, N), or (B, N, K) for K classes; residuals (B, N, 7);
+            directions (B, N, 2) or None.
 
         Raises:
             ValueError: points of another width.
@@ -130,30 +182,33 @@ class VoxelNet(nn.Module):
             raise ValueError(
                 f"points must have shape (N, {self.point_dims}), got {tuple(points.shape)}"
             )
-        return voxelize(
+        block = self.config.vfe
+        if self.config.grid.open:
+            low = points.new_tensor(self.grid.range[:3])
+            points = points.masked_fill((points[:, :3] <= low).any(dim=1, keepdim=True), torch.nan)
+        voxels = voxelize(
             points,
             self.grid,
             batch=batch,
             batch_size=batch_size,
-            max_points=self.config.vfe.max_points,
-            max_voxels=self.config.vfe.max_voxels,
+            max_points=block.max_points if block.keep == "random" else None,
+            max_voxels=block.max_voxels,
             seed=seed,
         )
+        return voxels if block.keep == "random" else voxels.first(block.max_points)
 
-    def predict(self, points: Tensor, voxels: Voxels) -> tuple[Tensor, Tensor]:
-        """Scores and residuals, as `forward`, from points that are grouped already.
+    def predict(self, points: Tensor, voxels: Voxels) -> Predictions:
+        """As `forward`, from points that are grouped already.
 
-        On the CPU the layers after the VFE compute only what voxels reach, exactly, up to the
+        On the CPU the layers after the encoder compute only what voxels reach, exactly, up to the
         first neck or attention; setting ``middle.use_reach`` to False turns this off.
         ``torch.autocast("cpu", torch.bfloat16)`` around the call is the fastest way there: those
-        layers then take bfloat16 and add up in float32, and the VFE stays in float32, since
+        layers then take bfloat16 and add up in float32, and the encoder stays in float32, since
         bfloat16 is too coarse for coordinates.
         """
         on_rows = self.middle.runs_on_rows(points)
         with torch.autocast("cpu", enabled=False) if on_rows else nullcontext():
-            features = self.vfe.encode(
-                points, voxels, center_offsets=self.config.vfe.center_offsets
-            )
+            features = self.vfe.encode(points, voxels)
         inputs = (features, voxels.coords, voxels.batch_size)
         occupied = self._occupied(voxels) if self.rpn.needs_occupied else None
         if on_rows:
@@ -163,35 +218,29 @@ class VoxelNet(nn.Module):
         return flatten_maps(*maps)
 
     def _occupied(self, voxels: Voxels) -> Tensor:
-        """(B, H, W) bool: the cells of the bird's-eye view that hold voxels."""
-        _, height, width = self.grid.shape
+        """(B, H, W) bool: the cells of the middle's map over which voxels stand."""
+        height, width = self.middle.out_size
         batch, _, y, x = voxels.coords.long().unbind(1)
         shape = (voxels.batch_size, height, width)
         occupied = torch.zeros(shape, dtype=torch.bool, device=voxels.device)
-        occupied[batch, y, x] = True
+        cell_height, cell_width = self.grid.shape[1] // height, self.grid.shape[2] // width
+        occupied[batch, y // cell_height, x // cell_width] = True
         return occupied
 
     def loss(
-        self,
-        scores: Tensor,
-        residuals: Tensor,
-        boxes: Sequence[Tensor],
-        classes: Sequence[Tensor],
+        self, predictions: Predictions, boxes: Sequence[Tensor], classes: Sequence[Tensor]
     ) -> dict[str, Tensor]:
         """The loss of a batch and its parts.
 
         Args:
-            scores: (B, N) logits.
-            residuals: (B, N, 7).
+            predictions: what `forward` gives.
             boxes: for each sweep (n, 7), the objects in it.
             classes: for each sweep (n,) int64, rows of ``config.classes``.
 
         Returns:
             "loss" and its weighted parts, scalars.
         """
-        return self.detection_loss(
-            scores, residuals, self.assign_targets(self.anchors, boxes, classes)
-        )
+        return self.detection_loss(predictions, self.assign_targets(self.anchors, boxes, classes))
 
     @torch.no_grad()
     def detect(
@@ -212,12 +261,15 @@ class VoxelNet(nn.Module):
         voxels = self.voxelize(points, batch, batch_size, seed=seed)
         half = torch.autocast(points.device.type, torch.bfloat16)
         with half if precision == "bf16" else nullcontext():
-            scores, residuals = self.predict(points, voxels)
-        occupied = voxels.coords[:, 0].long().bincount(minlength=batch_size) > 0
-        scores = scores.masked_fill(~occupied[:, None], -torch.inf)
-        return self.postprocess(scores, residuals, self.anchors, self.anchor_classes)
+            predictions = self.predict(points, voxels)
+        empty = voxels.coords[:, 0].long().bincount(minlength=batch_size) == 0
+        scores = predictions.scores
+        scores = scores.masked_fill(empty.view(-1, *[1] * (scores.dim() - 1)), -torch.inf)
+        return self.postprocess(
+            predictions._replace(scores=scores), self.anchors, self.anchor_classes
+        )
 
 
-def build_detector(config: Config) -> VoxelNet:
+def build_detector(config: Config) -> VoxelDetector:
     """The detector that a configuration names."""
-    return VoxelNet(config)
+    return VoxelDetector(config)

@@ -1,4 +1,4 @@
-"""The assembled VoxelNet."""
+"""The assembled detectors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from voxelpool.config import Config, load_config
-from voxelpool.models import VoxelNet, build_detector
+from voxelpool.models import VoxelDetector, build_detector
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -20,7 +20,7 @@ def some_points(count: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.fixture
-def detector(tiny_config: Config) -> VoxelNet:
+def detector(tiny_config: Config) -> VoxelDetector:
     torch.manual_seed(0)
     return build_detector(tiny_config)
 
@@ -37,18 +37,17 @@ def test_paper_size(name: str, anchors: int) -> None:
     assert weights == pytest.approx(6.67e6, rel=2e-3)
 
 
-def test_every_parameter_gets_a_gradient(detector: VoxelNet) -> None:
+def test_every_parameter_gets_a_gradient(detector: VoxelDetector) -> None:
     points = some_points(3000)
-    scores, residuals = detector(points)
     box = torch.tensor([[10.0, 0.0, -0.9, 3.9, 1.6, 1.5, 0.1]])
-    loss = detector.loss(scores, residuals, [box], [torch.zeros(1, dtype=torch.int64)])
+    loss = detector.loss(detector(points), [box], [torch.zeros(1, dtype=torch.int64)])
     assert loss["num_positive"] > 0
     loss["loss"].backward()
     for name, parameter in detector.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
-def test_a_sweep_gives_the_same_alone_and_in_a_batch(detector: VoxelNet) -> None:
+def test_a_sweep_gives_the_same_alone_and_in_a_batch(detector: VoxelDetector) -> None:
     detector.eval()
     sweeps = [some_points(2000, seed) for seed in range(3)]
     sweeps[1] = sweeps[1][:0]
@@ -57,7 +56,7 @@ def test_a_sweep_gives_the_same_alone_and_in_a_batch(detector: VoxelNet) -> None
     together = detector(torch.cat(sweeps), batch, 3)
     for row, sweep in enumerate(sweeps):
         alone = detector(sweep)
-        for one, other in zip(alone, together, strict=True):
+        for one, other in zip(alone[:2], together[:2], strict=True):
             torch.testing.assert_close(one[0], other[row], rtol=1e-4, atol=1e-5)
 
 
@@ -67,12 +66,9 @@ def test_a_sweep_gives_the_same_alone_and_in_a_batch(detector: VoxelNet) -> None
     ids=["no points", "all out of range", "all NaN", "one point"],
 )
 def test_odd_sweeps_pass_through_training_and_detection(
-    detector: VoxelNet, points: torch.Tensor
+    detector: VoxelDetector, points: torch.Tensor
 ) -> None:
-    scores, residuals = detector(points)
-    loss = detector.loss(
-        scores, residuals, [torch.zeros(0, 7)], [torch.zeros(0, dtype=torch.int64)]
-    )
+    loss = detector.loss(detector(points), [torch.zeros(0, 7)], [torch.zeros(0, dtype=torch.int64)])
     loss["loss"].backward()
     assert torch.isfinite(loss["loss"])
     for name, parameter in detector.named_parameters():
@@ -81,15 +77,15 @@ def test_odd_sweeps_pass_through_training_and_detection(
     assert len(found) == 1 and found[0].boxes.shape[1] == 7
 
 
-def test_nan_points_change_nothing(detector: VoxelNet) -> None:
+def test_nan_points_change_nothing(detector: VoxelDetector) -> None:
     detector.eval()
     points = some_points(1000)
     spoilt = torch.cat([points, torch.full((10, 4), torch.nan)])
-    for one, other in zip(detector(points), detector(spoilt), strict=True):
+    for one, other in zip(detector(points)[:2], detector(spoilt)[:2], strict=True):
         assert torch.equal(one, other)
 
 
-def test_the_seed_decides_which_points_a_full_voxel_keeps(detector: VoxelNet) -> None:
+def test_the_seed_decides_which_points_a_full_voxel_keeps(detector: VoxelDetector) -> None:
     detector.eval()
     crowded = some_points(20_000)
     first, second, other = (detector(crowded, seed=seed)[0] for seed in (0, 0, 1))
@@ -97,6 +93,6 @@ def test_the_seed_decides_which_points_a_full_voxel_keeps(detector: VoxelNet) ->
     assert not torch.equal(first, other)
 
 
-def test_points_of_another_width_are_refused(detector: VoxelNet) -> None:
+def test_points_of_another_width_are_refused(detector: VoxelDetector) -> None:
     with pytest.raises(ValueError, match=r"\(N, 4\), got \(10, 5\)"):
         detector(torch.zeros(10, 5))
