@@ -96,3 +96,35 @@ def test_impossible_generators_are_errors():
         AnchorGenerator([CAR], CAR_RANGE, (0, 2))
     with pytest.raises(ValueError, match="point_range"):
         AnchorGenerator([CAR], (0, 0, 0, 0, 1, 1), (2, 2))
+
+
+def test_edges_are_reached():
+    """As OpenPCDet has it: steps of range / (n - 1), first and last anchors on the edges."""
+    grid = AnchorGenerator([CAR], CAR_RANGE, (200, 176), "edges")
+    anchors = grid.anchors(dtype=torch.float64)
+    assert anchors[0, 0, 0, :2].tolist() == [0.0, -40.0]
+    assert anchors[-1, -1, 0, :2].tolist() == pytest.approx([70.4, 40.0], rel=1e-12)
+    steps = anchors[:, :, 0, 0].diff(dim=1), anchors[:, :, 0, 1].diff(dim=0)
+    for step, expected in zip(steps, (70.4 / 175, 80 / 199), strict=True):
+        torch.testing.assert_close(step, torch.full_like(step, expected))
+    with pytest.raises(ValueError, match="placement must be centers or edges, got 'corners'"):
+        AnchorGenerator([CAR], CAR_RANGE, (2, 2), "corners")
+
+
+def test_flatten_maps_of_several_classes_and_directions():
+    batch, per_location, classes, height, width = 2, 3, 4, 2, 3
+    maps = {}
+    for name, values in (("score", classes), ("residual", 7), ("direction", 2)):
+        size = (batch, per_location * values, height, width)
+        maps[name] = torch.arange(math.prod(size)).view(size)
+    found = flatten_maps(*maps.values())
+    row = 0
+    for y in range(height):
+        for x in range(width):
+            for a in range(per_location):
+                for part, name in zip(found, maps, strict=True):
+                    values = part.shape[-1]
+                    expected = maps[name][1, a * values : (a + 1) * values, y, x]
+                    assert torch.equal(part[1, row], expected)
+                row += 1
+    assert row == found.scores.shape[1] and found.scores.shape[2] == classes

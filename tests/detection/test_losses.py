@@ -158,3 +158,67 @@ def test_bad_input_is_named():
         DetectionLoss(smooth_l1_beta=0)
     with pytest.raises(ValueError, match="angle must be difference or sine, got 'cosine'"):
         DetectionLoss(angle="cosine")
+
+
+def focal(p, truth, alpha=0.25, gamma=2.0):
+    """Lin et al. 2017, equation 5, of one probability."""
+    right = p if truth else 1 - p
+    return -(alpha if truth else 1 - alpha) * (1 - right) ** gamma * math.log(right)
+
+
+def test_focal_loss_of_several_classes_by_hand():
+    """Two anchors of classes 1 and 0: positive and negative; a third is ignored."""
+    chances = torch.tensor([[[0.3, 0.6], [0.2, 0.1], [0.9, 0.9]]], dtype=torch.float64)
+    targets = make_targets([[1, 0, -1]])
+    targets.class_ids[:] = torch.tensor([1, 0, 0])
+    parts = DetectionLoss(classification="focal", focal_weight=3.0)(
+        Predictions(chances.logit(), torch.zeros(1, 3, 7)), targets
+    )
+    assert parts["score_positive"] == pytest.approx(3 * focal(0.6, True), rel=1e-5)
+    negatives = focal(0.3, False) + focal(0.2, False) + focal(0.1, False)
+    assert parts["score_negative"] == pytest.approx(3 * negatives, rel=1e-5)
+
+
+def test_focal_loss_is_divided_by_the_positives():
+    scores = torch.zeros(1, 5)
+    parts = DetectionLoss(classification="focal")(
+        Predictions(scores, torch.zeros(1, 5, 7)), make_targets([[1, 1, 0, 0, 0]])
+    )
+    assert parts["score_positive"] == pytest.approx(focal(0.5, True), rel=1e-5)
+    assert parts["score_negative"] == pytest.approx(3 / 2 * focal(0.5, False), rel=1e-5)
+
+
+def test_focal_loss_without_gamma_is_weighted_cross_entropy():
+    torch.manual_seed(0)
+    scores, labels = torch.randn(2, 40, dtype=torch.float64), torch.randint(0, 2, (2, 40))
+    labels[0, 0] = 1
+    parts = DetectionLoss(classification="focal", focal_gamma=0.0, focal_alpha=0.4)(
+        Predictions(scores, torch.zeros(2, 40, 7)), make_targets(labels.tolist())
+    )
+    weights = torch.where(labels == 1, 0.4, 0.6)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        scores, labels.double(), weights, reduction="sum"
+    )
+    assert parts["loss"] == pytest.approx(float(expected / labels.sum()), rel=1e-5)
+
+
+def test_directions_learn_from_positives_alone():
+    torch.manual_seed(0)
+    logits = torch.randn(1, 4, 2, requires_grad=True)
+    targets = make_targets([[1, 0, 1, -1]])
+    targets.yaws[:] = torch.tensor([[0.9, 0.0, 0.5, 0.0]])  # pi/4 lies between
+    predictions = Predictions(torch.zeros(1, 4), torch.zeros(1, 4, 7), logits)
+    parts = DetectionLoss(angle="sine", direction_weight=0.2)(predictions, targets)
+    chances = logits[0].detach().log_softmax(1)
+    assert parts["direction"] == pytest.approx(
+        float(-0.2 * (chances[0, 0] + chances[2, 1]) / 2), rel=1e-5
+    )
+    parts["loss"].backward()
+    assert (logits.grad[0].abs().sum(1) > 0).tolist() == [True, False, True, False]
+    total = sum(parts[name] for name in ("score_positive", "score_negative", "residual"))
+    assert parts["loss"].item() == pytest.approx(float(total + parts["direction"]), rel=1e-6)
+
+
+def test_an_unknown_classification_is_refused():
+    with pytest.raises(ValueError, match="balanced or focal, got 'hinge'"):
+        DetectionLoss(classification="hinge")

@@ -184,3 +184,72 @@ def test_shapes_that_do_not_fit_are_errors():
         Postprocessor()(
             Predictions(torch.zeros(1, 4), torch.zeros(1, 4, 7)), anchors, torch.zeros(3).long()
         )
+
+
+def of_classes(post, chances, anchors, residuals=None, directions=None):
+    """The boxes of one frame from chances (N, K)."""
+    residuals = torch.zeros(1, len(anchors), 7) if residuals is None else residuals
+    predictions = Predictions(torch.tensor(chances).logit()[None], residuals, directions)
+    (result,) = post(predictions, anchors, torch.tensor([0]))
+    return result
+
+
+def test_an_anchor_that_scores_all_classes_may_be_several():
+    anchors = line_of_anchors(3)
+    anchors[1, 0] = 1.0  # overlaps the first by 3/5
+    chances = [[0.6, 0.3], [0.5, 0.7], [0.05, 0.2]]
+    result = of_classes(Postprocessor(score_threshold=0.25, nms_iou=0.1), chances, anchors)
+    assert result.class_ids.tolist() == [1, 0]
+    torch.testing.assert_close(result.scores, torch.tensor([0.7, 0.6]))
+    assert result.boxes[:, 0].tolist() == [1.0, 0.0]
+    result = of_classes(Postprocessor(score_threshold=0.1, nms_iou=0.9), chances, anchors)
+    assert result.class_ids.tolist() == [1, 0, 0, 1, 1]
+    torch.testing.assert_close(result.scores, torch.tensor([0.7, 0.6, 0.5, 0.3, 0.2]))
+
+
+def test_agnostic_suppression_takes_the_best_class_and_drops_across_classes():
+    anchors = line_of_anchors(3)
+    anchors[1, 0] = 1.0
+    chances = [[0.6, 0.3], [0.5, 0.7], [0.05, 0.2]]
+    post = Postprocessor(score_threshold=0.1, nms_iou=0.1, nms="agnostic")
+    result = of_classes(post, chances, anchors)
+    assert result.class_ids.tolist() == [1, 1]
+    assert result.boxes[:, 0].tolist() == [1.0, 20.0]
+    alone = run(post, [0.4, 0.6, 0.3], anchors, None, [0, 1, 0])
+    assert alone.class_ids.tolist() == [1, 0] and alone.boxes[:, 0].tolist() == [1.0, 20.0]
+    assert len(of_classes(post, [[0.01, 0.02]] * 3, anchors)) == 0
+
+
+def test_candidates_of_the_frame_are_chosen_by_their_best_score():
+    anchors = line_of_anchors(4)
+    chances = [[0.9, 0.3], [0.2, 0.8], [0.7, 0.75], [0.5, 0.6]]
+    post = Postprocessor(nms_pre=2, nms_pre_of="frame")
+    result = of_classes(post, chances, anchors)
+    found = list(zip(result.boxes[:, 0].tolist(), result.class_ids.tolist(), strict=True))
+    assert found == [(0.0, 0), (10.0, 1), (0.0, 1), (10.0, 0)]
+    by_class = of_classes(Postprocessor(nms_pre=2), chances, anchors)
+    found = list(zip(by_class.boxes[:, 0].tolist(), by_class.class_ids.tolist(), strict=True))
+    assert found == [(0.0, 0), (10.0, 1), (20.0, 1), (20.0, 0)]
+
+
+def test_boxes_are_turned_into_their_direction():
+    """The residual knows the yaw up to half a turn."""
+    anchors = line_of_anchors(3)
+    truth = anchors.clone()
+    truth[:, 6] = torch.tensor([0.1, 3.0, -2.0])
+    seen = truth.clone()
+    seen[:, 6] += torch.tensor([math.pi, 0.0, math.pi])
+    offset = math.pi / 4
+    ways = torch.tensor([1, 0, 1])  # pi/4 to 5 pi/4 is way 0
+    directions = torch.nn.functional.one_hot(ways, 2)[None].float()
+    post = Postprocessor(direction_offset=offset)
+    result = of_classes(
+        post, [[0.9], [0.8], [0.7]], anchors, encode(seen, anchors)[None], directions
+    )
+    torch.testing.assert_close(result.boxes, truth, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("arguments", [{"nms": "soft"}, {"nms_pre_of": "batch"}])
+def test_unknown_names_are_errors(arguments):
+    with pytest.raises(ValueError, match="class or agnostic and nms_pre_of class or frame"):
+        Postprocessor(**arguments)

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
 
-from voxelpool.nn import VFE, PackedBatchNorm, VFELayer, point_features
+from voxelpool.nn import VFE, MeanVFE, PackedBatchNorm, VFELayer, point_features
 from voxelpool.nn import vfe as vfe_module
 from voxelpool.ops import voxelize
 from voxelpool.structures import VoxelGrid, Voxels
@@ -394,3 +395,54 @@ def test_nan_goes_where_the_layers_let_it(device):
     vfe.fused = False
     assert torch.equal(fused.isnan(), vfe.encode(points, voxels).isnan())
     assert fused.isnan().any(dim=1).nonzero().flatten().tolist() == [4]
+
+
+@pytest.mark.parametrize("offsets", ["xy", "xyz"])
+@pytest.mark.parametrize("training", [False, True])
+def test_pillars_that_pad(device, offsets, training):
+    """The padded formulation: rows of zeros up to T go through the layer and into the maximum."""
+    torch.manual_seed(6)
+    points, voxels = make_voxels(device)
+    voxels = voxels.first(4)
+    vfe = VFE(7 + len(offsets), (), 16, center_offsets=offsets, padded_to=4)
+    vfe = learned(vfe.to(device))
+    norm = vfe.points.norm
+    norm.bias.data += 1.0  # so that many a row of zeros counts
+    code = point_features(points, voxels, center_offsets=offsets)
+    packed = replace(voxels, point_index=torch.arange(len(code), device=device))
+    padded, mask = packed.pad(code, 4)
+    rows = vfe.points.linear(padded)
+    if training:
+        seen = torch.cat([vfe.points.linear(code), rows.new_zeros(1, 16)])
+        mean, var = seen.mean(0), seen.var(0, unbiased=False)
+        vfe.train()
+    else:
+        mean, var = norm.running_mean, norm.running_var
+    rows = ((rows - mean) / (var + norm.eps).sqrt() * norm.weight + norm.bias).relu()
+    expected = rows.amax(dim=1)
+    with torch.set_grad_enabled(training):
+        found = [vfe(code, voxels)] if training else [vfe(code, voxels), vfe.encode(points, voxels)]
+    for out in found:
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+    without = rows.masked_fill(~mask[..., None], -torch.inf).amax(dim=1)
+    assert (without < expected - 1e-3).any(), "padding decides somewhere"
+
+
+def test_padding_has_no_place_in_a_stack():
+    with pytest.raises(ValueError, match="padded_to is for one point layer and pool max"):
+        VFE(7, (8,), 8, padded_to=5)
+    with pytest.raises(ValueError, match="padded_to is for one point layer and pool max"):
+        VFE(7, (), 8, padded_to=5, pool="average")
+    with pytest.raises(ValueError, match="center_offsets must be '', 'xy' or 'xyz', got 'z'"):
+        VFE(8, (), 8, center_offsets="z")
+
+
+def test_the_mean_encoder_is_the_mean(device):
+    points, voxels = make_voxels(device)
+    found = MeanVFE(points.shape[1]).encode(points, voxels)
+    ends = voxels.offsets.tolist()
+    for row, (start, end) in enumerate(pairwise(ends)):
+        expected = points[voxels.point_index[start:end]].double().mean(0)
+        torch.testing.assert_close(found[row].double(), expected, rtol=1e-5, atol=1e-5)
+    empty = no_voxels(device)
+    assert MeanVFE(4).encode(torch.zeros(0, 4, device=device), empty).shape == (0, 4)

@@ -127,3 +127,19 @@ class TestBoxes3D:
     def test_empty(self) -> None:
         assert len(Boxes3D.empty()) == 0
         assert Boxes3D.empty().corners().shape == (0, 8, 3)
+
+
+def test_voxels_keep_their_first_points() -> None:
+    grid = VoxelGrid((0, 0, 0, 4, 1, 1), (1, 1, 1))
+    coords = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 2], [1, 0, 0, 3]], dtype=torch.int32)
+    offsets, index = torch.tensor([0, 4, 5, 8]), torch.tensor([2, 5, 6, 9, 1, 0, 3, 4])
+    voxels = Voxels(coords, offsets, index, grid, 2)
+    found = voxels.first(2)
+    assert found.offsets.tolist() == [0, 2, 3, 5]
+    assert found.point_index.tolist() == [2, 5, 1, 0, 3]
+    assert torch.equal(found.coords, coords) and found.batch_size == 2
+    assert torch.equal(voxels.first(9).point_index, index)
+    empty = Voxels(coords[:0], offsets[:1], index[:0], grid)
+    assert empty.first(3).num_points == 0
+    with pytest.raises(ValueError, match="max_points must be at least 1, got 0"):
+        voxels.first(0)

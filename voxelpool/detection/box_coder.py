@@ -97,7 +97,7 @@ def face(yaw: Tensor, directions: Tensor, offset: float) -> Tensor:
         offset: radians.
     """
     half = yaw - math.pi * torch.floor((yaw - offset) / math.pi)
-    return _wrap(half + math.pi * directions, -math.pi)
+    return _wrap(half + math.pi * directions.to(yaw.dtype), -math.pi)
 
 
 def _wrap(angle: Tensor, start: float) -> Tensor:

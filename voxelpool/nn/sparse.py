@@ -1,5 +1,0 @@
-from torch import nn
-
-
-class SparseMiddle(nn.Module):
-    pass
