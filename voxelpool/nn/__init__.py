@@ -15,6 +15,7 @@ from voxelpool.nn.pyramid import (
 )
 from voxelpool.nn.rpn import RPN
 from voxelpool.nn.set_abstraction import PointMLP, SetAbstraction
+from voxelpool.nn.sparse import SparseCells, SparseConv, SparseMiddle, SparseStage
 from voxelpool.nn.vfe import VFE, PackedBatchNorm, PointLayer, VFELayer, point_features
 
 __all__ = [
@@ -31,6 +32,10 @@ __all__ = [
     "PointMLP",
     "PyramidNeck",
     "SetAbstraction",
+    "SparseCells",
+    "SparseConv",
+    "SparseMiddle",
+    "SparseStage",
     "SpatialPyramidPool",
     "SqueezeExcite",
     "VFELayer",
