@@ -243,6 +243,16 @@ class SparseMiddleConfig(_Block):
     backend: Literal["auto", "spconv", "native"] = "auto"
     """What computes: the package spconv, this one, or the better of those that are there."""
 
+    @model_validator(mode="after")
+    def _names_each_stage(self) -> SparseMiddleConfig:
+        stages = {"second": 5, "two_stage": 3}[self.layout]
+        if self.channels is not None and len(self.channels) != stages:
+            raise ValueError(
+                f"channels must be one for each of the {stages} stages of layout {self.layout}, "
+                f"got {list(self.channels)}"
+            )
+        return self
+
 
 class ScatterMiddleConfig(_Block):
     """PointPillars' none: each pillar's features go to its place on the map."""

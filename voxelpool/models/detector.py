@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -32,6 +33,7 @@ from voxelpool.detection import (
     flatten_maps,
 )
 from voxelpool.nn import RPN, VFE, DenseMiddle, MeanVFE, ScatterMiddle, SparseMiddle
+from voxelpool.nn.sparse import STAGES
 from voxelpool.nn.vfe import CenterOffsets
 from voxelpool.ops import voxelize
 from voxelpool.structures import Voxels
@@ -126,14 +128,11 @@ class VoxelDetector(nn.Module):
         if isinstance(block, DenseMiddleConfig):
             return DenseMiddle(width, block.channels, grid_shape=shape, **norms)
         if isinstance(block, SparseMiddleConfig):
-            return SparseMiddle(
-                width,
-                layout=block.layout,
-                channels=block.channels,
-                grid_shape=shape,
-                backend=block.backend,
-                **norms,
-            )
+            stages = STAGES[block.layout]
+            if block.channels is not None:
+                pairs = zip(stages, block.channels, strict=True)
+                stages = tuple(replace(stage, channels=count) for stage, count in pairs)
+            return SparseMiddle(width, stages, grid_shape=shape, backend=block.backend, **norms)
         return ScatterMiddle(width, grid_shape=shape)
 
     def _input_scales(self, center_offsets: int) -> list[float]:

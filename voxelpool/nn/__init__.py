@@ -15,7 +15,7 @@ from voxelpool.nn.pyramid import (
 )
 from voxelpool.nn.rpn import RPN, HeadMaps
 from voxelpool.nn.set_abstraction import PointMLP, SetAbstraction
-from voxelpool.nn.sparse import SparseMiddle
+from voxelpool.nn.sparse import SparseCells, SparseConv, SparseMiddle, SparseStage
 from voxelpool.nn.vfe import VFE, MeanVFE, PackedBatchNorm, PointLayer, VFELayer, point_features
 
 __all__ = [
@@ -35,7 +35,10 @@ __all__ = [
     "PyramidNeck",
     "ScatterMiddle",
     "SetAbstraction",
+    "SparseCells",
+    "SparseConv",
     "SparseMiddle",
+    "SparseStage",
     "SpatialPyramidPool",
     "SqueezeExcite",
     "VFELayer",

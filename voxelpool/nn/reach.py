@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from voxelpool.ops import conv_table, gather_conv, gather_conv_affine
 
 Triple = tuple[int, int, int]
-Norm = nn.BatchNorm2d | nn.BatchNorm3d
+Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 def conv_shape(shape: Triple, kernel: Triple, stride: Triple, padding: Triple) -> Triple:

@@ -42,6 +42,7 @@ from voxelpool.ops.segment import (
     segment_sum_coo,
     segment_sum_csr,
 )
+from voxelpool.ops.sparse import sparse_reach, sparse_table
 from voxelpool.ops.voxel_pool import points_to_voxels, voxel_pool
 from voxelpool.ops.voxelize import voxelize, voxelize_static
 
@@ -89,6 +90,8 @@ __all__ = [
     "segment_sum",
     "segment_sum_coo",
     "segment_sum_csr",
+    "sparse_reach",
+    "sparse_table",
     "voxel_pool",
     "voxelize",
     "voxelize_static",

@@ -127,6 +127,20 @@ class VoxelizePlan:
         self._plan.write(*_plain((coords, offsets, point_index)), torch.get_num_threads())
 
 
+class SparseReach:
+    """The cells that a convolution of sorted ``coords`` reaches on the CPU, not yet written."""
+
+    def __init__(self, coords: Tensor, *geometry: Any) -> None:
+        self._found = module().SparseReachCpu(  # type: ignore[union-attr]
+            coords.data_ptr(), coords.shape[0], *geometry, torch.get_num_threads()
+        )
+        self.count: int = self._found.count
+
+    def write(self, coords: Tensor) -> None:
+        """Fills (count, 4)."""
+        self._found.write(coords.data_ptr())
+
+
 def _plain(arguments: tuple[Any, ...]) -> list[Any]:
     return [
         value.data_ptr() if isinstance(value, Tensor) else 0 if value is None else value

@@ -8,6 +8,8 @@
 // more.
 #pragma once
 
+#include <vector>
+
 #include "../common.h"
 
 namespace voxelpool {
@@ -57,5 +59,29 @@ struct ConvShape {
 // std::out_of_range for a place beyond batch frames.
 void conv_table_cpu(const int32_t* index, int64_t batch, const int64_t* cells, int64_t count,
                     const ConvShape& shape, int32_t* table, int threads);
+
+// Cells of a map: coords (count, 4) = frame, z, y, x, in this order, none twice.
+struct Cells {
+  const int32_t* coords;
+  int64_t count;
+};
+
+// The table of a convolution of a list of cells, row k being cell k: as conv_table_cpu, without a
+// map of rows, so memory is linear in the cells whatever the grid. Throws std::out_of_range for a
+// cell beyond its map and std::invalid_argument for one out of order.
+void sparse_table_cpu(const Cells& cells, const Cells& out_cells, int64_t batch,
+                      const ConvShape& shape, int32_t* table, int threads);
+
+// The output cells that see at least one of the cells, in order; found at construction, which
+// throws as sparse_table_cpu. write() puts them where the caller has made room for count().
+class SparseReachCpu {
+ public:
+  SparseReachCpu(const Cells& cells, int64_t batch, const ConvShape& shape, int threads);
+  int64_t count() const;
+  void write(int32_t* coords) const;
+
+ private:
+  std::vector<std::vector<int32_t>> pieces_;
+};
 
 }  // namespace voxelpool

@@ -11,8 +11,23 @@ using namespace voxelpool;
 
 namespace {
 
+using Triple = std::array<int64_t, 3>;
+
 Table make_table(Pointer entries, int64_t cells, int64_t taps, int64_t rows) {
   return Table{at<int32_t>(entries), cells, taps, rows};
+}
+
+ConvShape make_shape(const Triple& in, const Triple& out, const Triple& kernel,
+                     const Triple& stride, const Triple& padding) {
+  ConvShape shape;
+  for (int axis = 0; axis < 3; ++axis) {
+    shape.in[axis] = in[axis];
+    shape.out[axis] = out[axis];
+    shape.kernel[axis] = kernel[axis];
+    shape.stride[axis] = stride[axis];
+    shape.padding[axis] = padding[axis];
+  }
+  return shape;
 }
 
 }  // namespace
@@ -50,22 +65,38 @@ void bind_conv(nb::module_& m) {
                                 channels, at<int32_t>(inverse), at<float>(sums), threads);
       },
       Release());
-  using Triple = std::array<int64_t, 3>;
   m.def(
       "conv_table_cpu",
       [](Pointer index, int64_t batch, Pointer cells, int64_t count, const Triple& in,
          const Triple& out, const Triple& kernel, const Triple& stride, const Triple& padding,
          Pointer table, int threads) {
-        ConvShape shape;
-        for (int axis = 0; axis < 3; ++axis) {
-          shape.in[axis] = in[axis];
-          shape.out[axis] = out[axis];
-          shape.kernel[axis] = kernel[axis];
-          shape.stride[axis] = stride[axis];
-          shape.padding[axis] = padding[axis];
-        }
-        conv_table_cpu(at<int32_t>(index), batch, at<int64_t>(cells), count, shape,
-                       at<int32_t>(table), threads);
+        conv_table_cpu(at<int32_t>(index), batch, at<int64_t>(cells), count,
+                       make_shape(in, out, kernel, stride, padding), at<int32_t>(table), threads);
       },
       Release());
+  m.def(
+      "sparse_table_cpu",
+      [](Pointer coords, int64_t count, Pointer out_coords, int64_t out_count, int64_t batch,
+         const Triple& in, const Triple& out, const Triple& kernel, const Triple& stride,
+         const Triple& padding, Pointer table, int threads) {
+        sparse_table_cpu(Cells{at<int32_t>(coords), count},
+                         Cells{at<int32_t>(out_coords), out_count}, batch,
+                         make_shape(in, out, kernel, stride, padding), at<int32_t>(table), threads);
+      },
+      Release());
+  nb::class_<SparseReachCpu>(m, "SparseReachCpu")
+      .def(
+          "__init__",
+          [](SparseReachCpu* self, Pointer coords, int64_t count, int64_t batch, const Triple& in,
+             const Triple& out, const Triple& kernel, const Triple& stride, const Triple& padding,
+             int threads) {
+            new (self) SparseReachCpu(Cells{at<int32_t>(coords), count}, batch,
+                                      make_shape(in, out, kernel, stride, padding), threads);
+          },
+          Release())
+      .def_prop_ro("count", &SparseReachCpu::count)
+      .def(
+          "write",
+          [](const SparseReachCpu& self, Pointer coords) { self.write(at<int32_t>(coords)); },
+          Release());
 }
