@@ -25,7 +25,6 @@ import os
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -40,7 +39,6 @@ from voxelpool.models.detector import build_detector
 Format: TypeAlias = Literal["openpcdet", "mmdet3d", "pointpillars-zhulf0804"]
 #: Of boxes, or of the points in a pillar; see the module.
 Code: TypeAlias = Literal["auto", "current", "legacy"]
-SpconvVersion: TypeAlias = Literal["auto", "1", "2"]
 
 _COUNTER = "num_batches_tracked"
 _HALF_PI = math.pi / 2
@@ -97,7 +95,8 @@ class _Origin:
     layers_before: int = 0
     """In a block, before its first convolution."""
     direction_offset: float = -_HALF_PI
-    legacy_boxes: bool = False
+    legacy_boxes: bool | None = False
+    """None: as the version was."""
     legacy_points: bool = False
     published: Mapping[str, Any] = field(default_factory=dict)
     """Settings of its configurations for KITTI that no weight's shape tells."""
@@ -191,6 +190,7 @@ _ORIGINS: dict[str, _Origin] = {
                 "conv_out",
             )
         ),
+        legacy_boxes=None,
         legacy_points=True,
         published={"grid.open": True, **_CLASS_NMS},
         published_for={
@@ -279,7 +279,6 @@ def import_weights(
     config: Config,
     *,
     classes: Sequence[str] | None = None,
-    spconv: SpconvVersion = "auto",
     boxes: Code = "auto",
     points: Code = "auto",
     allow_differences: bool = False,
@@ -293,7 +292,6 @@ def import_weights(
             what the package publishes for KITTI.
         classes: names in the order of the source's training; None takes the source's word for it,
             or the order that the package publishes.
-        spconv: which layout sparse weights have; auto tells by their shapes.
         boxes: how they are coded; auto is as the format has it, and for mmdet3d by its version:
             legacy before 1.0, current where the source does not say.
         points: how the points in a pillar are coded; auto is legacy but for OpenPCDet.
@@ -304,13 +302,12 @@ def import_weights(
         All weights of the detector, and what became of those of the source.
 
     Raises:
-        CheckpointError: a weight is missing, of another shape, or of a layout that its shape does
-            not tell; names it.
+        CheckpointError: a weight is missing or of another shape; names it.
         ConfigError: the configuration is of another network, of other classes, or contradicts the
             package's code; names the key.
         ValueError: an unknown format or option.
     """
-    for value, options in ((format, Format), (spconv, SpconvVersion), (boxes, Code), (points, Code)):
+    for value, options in ((format, Format), (boxes, Code), (points, Code)):
         if value not in get_args(options):
             raise ValueError(f"must be one of {', '.join(get_args(options))}, got {value!r}")
     if not isinstance(source, Source):
@@ -331,14 +328,14 @@ def import_weights(
     given = source.weights
     missing = [ours for ours, theirs in names.items() if theirs not in given]
     _require_all([ours for ours in missing if not ours.endswith(_COUNTER)], names, source, format)
-    version = _spconv_version(names, wanted, given, spconv)
+    spconv1 = _is_of_spconv1(names, wanted, given)
     weights: dict[str, Tensor] = {}
     for ours, theirs in names.items():
         if ours in missing:
             weights[ours] = torch.zeros_like(wanted[ours])
             continue
         value = given[theirs].detach()
-        expected = _expected_shape(ours, wanted[ours], format, version)
+        expected = _expected_shape(ours, wanted[ours], format, spconv1)
         if tuple(value.shape) != expected:
             raise CheckpointError(
                 f"{theirs} has shape {_text(value.shape)}, but {ours}, which it should become, "
@@ -347,7 +344,7 @@ def import_weights(
         value = value.to(wanted[ours].dtype)
         if ours == "vfe.points.linear.weight":
             value = _point_columns(value.flatten(1), legacy_points)
-        elif ours.startswith("middle.convs.") and version == "1":
+        elif ours.startswith("middle.convs.") and spconv1:
             value = value.permute(4, 0, 1, 2, 3)
         elif ours.startswith(_HEADS):
             value = _head_channels(ours.split(".")[1], value, order, legacy_boxes)
@@ -420,16 +417,14 @@ def _require_network(origin: _Origin, config: Config) -> None:
         raise ConfigError(f"{config.name}: anchors: all classes must have as many rotations")
 
 
-def _has_legacy_boxes(
-    origin: _Origin, source: Source, boxes: Code, warnings: list[str]
-) -> bool:
+def _has_legacy_boxes(origin: _Origin, source: Source, boxes: Code, warnings: list[str]) -> bool:
     if boxes != "auto":
         return boxes == "legacy"
-    if origin.title != "mmdetection3d":
+    if origin.legacy_boxes is not None:
         return origin.legacy_boxes
     if source.version is None:
         warnings.append(
-            "the source does not say which version of mmdetection3d made it; its boxes are taken "
+            f"the source does not say which version of {origin.title} made it; its boxes are taken "
             "to be coded as since 1.0 (current, not legacy)"
         )
         return False
@@ -481,16 +476,12 @@ def _differences(
     for key, value in must.items():
         has = _setting(config, key)
         if not _equal(has, value, 1e-3):
-            yield True, (
-                f"{config.name}: {key} is {_plain(has)}, but {origin.title} has {_plain(value)}: "
-                "boxes would differ"
-            )
+            text = f"{config.name}: {key} is {_plain(has)}, but {origin.title} has {_plain(value)}"
+            yield True, f"{text}: boxes would differ"
     for row, anchor in enumerate(config.anchors):
         if not _equal(anchor.rotations, angles, 0.01):
-            yield True, (
-                f"{config.name}: anchors.{row}.rotations are {_plain(anchor.rotations)}, but "
-                f"{origin.title} has {_plain(angles)} (as yaws): boxes would be turned"
-            )
+            text = f"{config.name}: anchors.{row}.rotations are {_plain(anchor.rotations)}, but"
+            yield True, f"{text} {origin.title} has {_plain(angles)} (as yaws): boxes would differ"
 
     published = dict(origin.published) | dict(origin.published_for[config.vfe.name])
     doubts = [(key, _setting(config, key), value) for key, value in published.items()]
@@ -503,10 +494,8 @@ def _differences(
     for key, has, value in doubts:
         turned = key.endswith("rotations") and not _equal(has, value, 0.01)
         if not turned and not _equal(has, value, 1e-5):
-            yield False, (
-                f"{config.name}: {key} is {_plain(has)}, {origin.title} as it is published has "
-                f"{_plain(value)}: boxes will differ unless the source was trained or is used so"
-            )
+            text = f"{config.name}: {key} is {_plain(has)}; as {origin.title} publishes it, it is"
+            yield False, f"{text} {_plain(value)}: boxes differ unless the source has that too"
 
 
 def _setting(config: Config, key: str) -> Any:
@@ -556,45 +545,31 @@ def _require_all(
     raise CheckpointError(text)
 
 
-def _spconv_version(
-    names: Mapping[str, str],
-    wanted: Mapping[str, Tensor],
-    given: Mapping[str, Tensor],
-    asked: SpconvVersion,
-) -> SpconvVersion:
-    """The layout that the shapes of all sparse weights fit."""
+def _is_of_spconv1(
+    names: Mapping[str, str], wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]
+) -> bool:
+    """Whether the shapes of most sparse weights are those of spconv 1.
+
+    One shape may be of both, (3, 3, 3, 3, 3); all together cannot: the first layer reads the four
+    columns of a point, and the last one's kernel has different edges.
+    """
     convs = [ours for ours in names if ours.startswith("middle.convs.")]
-    if asked != "auto" or not convs:
-        return asked if asked != "auto" else "2"
-    fits: list[SpconvVersion] = [
-        version
-        for version in ("1", "2")
-        if all(
-            tuple(given[names[ours]].shape) == _sparse_shape(wanted[ours], version)
-            for ours in convs
-        )
-    ]
-    if len(fits) == 1:
-        return fits[0]
-    if fits:
-        raise CheckpointError(
-            f"{names[convs[0]]} {_text(given[names[convs[0]]].shape)} and all other sparse weights "
-            "may be laid out as by spconv 1 or 2: say which"
-        )
-    second = [tuple(given[names[o]].shape) == _sparse_shape(wanted[o], "2") for o in convs]
-    return "2" if 2 * sum(second) >= len(convs) else "1"  # the nearer one; its errors are told
+    shapes = [(tuple(given[names[ours]].shape), wanted[ours]) for ours in convs]
+    first, second = (
+        sum(shape == _sparse_shape(weight, spconv1) for shape, weight in shapes)
+        for spconv1 in (True, False)
+    )
+    return first > second
 
 
-def _sparse_shape(wanted: Tensor, version: SpconvVersion) -> tuple[int, ...]:
+def _sparse_shape(wanted: Tensor, spconv1: bool) -> tuple[int, ...]:
     out, *kernel, inputs = wanted.shape
-    return (*kernel, inputs, out) if version == "1" else (out, *kernel, inputs)
+    return (*kernel, inputs, out) if spconv1 else (out, *kernel, inputs)
 
 
-def _expected_shape(
-    ours: str, wanted: Tensor, format: Format, version: SpconvVersion
-) -> tuple[int, ...]:
+def _expected_shape(ours: str, wanted: Tensor, format: Format, spconv1: bool) -> tuple[int, ...]:
     if ours.startswith("middle.convs."):
-        return _sparse_shape(wanted, version)
+        return _sparse_shape(wanted, spconv1)
     if ours == "vfe.points.linear.weight" and format == "pointpillars-zhulf0804":
         return (*wanted.shape, 1)  # a convolution of kernel 1
     return tuple(wanted.shape)
