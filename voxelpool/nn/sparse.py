@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from voxelpool.errors import VoxelpoolError
 from voxelpool.nn import reach
-from voxelpool.nn.reach import Triple
+from voxelpool.nn.reach import Reach, Triple
 from voxelpool.nn.vfe import PackedBatchNorm
 from voxelpool.ops import gather_conv, gather_conv_affine, sparse_reach, sparse_table
 
@@ -357,6 +357,8 @@ class SparseMiddle(nn.Module):
         out_channels: channels of the map: those of the last stage times D'.
         out_size: (H', W') of the map.
         stride: (y, x), cells of the grid along a side of a cell of the map.
+        use_reach: whether a network that goes on may do so with `forward_rows`, where that pays;
+            the same result.
 
     Raises:
         ValueError: an unknown name or back end, or a grid that is too small for the stages.
@@ -385,6 +387,7 @@ class SparseMiddle(nn.Module):
         depth, height, width = reach.triple(grid_shape)
         self.grid_shape: Triple = (depth + extra_depth, height, width)
         self.in_channels = in_channels
+        self.use_reach = True
         self.convs = nn.ModuleList()
         self.norms = nn.ModuleList()
         self.stride = (1, 1)
@@ -436,6 +439,33 @@ class SparseMiddle(nn.Module):
             ValueError: shapes that do not fit, or coords that are not sorted.
             IndexError: coords outside of the grid.
         """
+        rows, cells = self._convolve(features, coords, batch_size)
+        return cells.to_bev(rows)
+
+    def runs_on_rows(self, features: Tensor) -> bool:
+        """Whether `forward_rows` is the better way to compute."""
+        return self.use_reach and reach.pays(features)
+
+    def forward_rows(
+        self, features: Tensor, coords: Tensor, batch_size: int
+    ) -> tuple[Tensor, Reach]:
+        """Make the map as the list of the cells that voxels reach; arguments as `forward`.
+
+        Returns:
+            rows (R, channels of the last stage), and where in the map (B, D', H', W') each of them
+            stands.
+
+        Raises:
+            TypeError: as `forward`.
+            ValueError: as `forward`.
+            IndexError: as `forward`.
+        """
+        rows, cells = self._convolve(features, coords, batch_size)
+        return rows, Reach.of_voxels(cells.coords, batch_size, cells.shape)
+
+    def _convolve(
+        self, features: Tensor, coords: Tensor, batch_size: int
+    ) -> tuple[Tensor, SparseCells]:
         if features.ndim != 2 or features.shape[1] != self.in_channels:
             raise ValueError(
                 f"features must be (K, {self.in_channels}), got {tuple(features.shape)}"
@@ -447,13 +477,15 @@ class SparseMiddle(nn.Module):
             )
         cells = SparseCells(coords, batch_size, self.grid_shape)
         if self.backend == "spconv" and len(features):
-            return self._spconv_forward(features, cells)
+            return self._convolve_by_spconv(features, cells)
         rows = features.to(reach.row_dtype(features))
         for conv, norm in zip(self.convs, self.norms, strict=True):
             rows, cells = conv.norm_relu(rows, cells, norm)
-        return cells.to_bev(rows)
+        return rows, cells
 
-    def _spconv_forward(self, features: Tensor, cells: SparseCells) -> Tensor:
+    def _convolve_by_spconv(
+        self, features: Tensor, cells: SparseCells
+    ) -> tuple[Tensor, SparseCells]:
         if features.dtype == torch.float64:
             raise TypeError("spconv has no float64: take backend: native")
         if features.device.type == "cpu":
@@ -467,7 +499,7 @@ class SparseMiddle(nn.Module):
             x = conv.spconv(x, str(key))
             x = x.replace_feature(F.relu(norm(x.features)))
         after = SparseCells(x.indices, cells.batch_size, reach.triple(x.spatial_shape))
-        return after.to_bev(x.features)
+        return x.features, after
 
 
 def _stages(stages: str | Sequence[SparseStage]) -> Sequence[SparseStage]:
