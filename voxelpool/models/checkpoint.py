@@ -28,21 +28,31 @@ def config_entry(config: AnyConfig) -> dict[str, str]:
     return {CONFIG_KEY: dump_config(config)}
 
 
-def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads a checkpoint as data alone: no code in it is ever run.
+def load_data(path: str | os.PathLike[str]) -> Any:
+    """Reads what ``torch.save`` wrote as data alone: no code in it is ever run.
 
     Raises:
-        CheckpointError: no such file, not a checkpoint, damaged, or not made by this package.
+        CheckpointError: no such file, not made by torch.save, damaged, or more than data (then
+            caused by an ``UnpicklingError``).
     """
     path = Path(path)
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: holds more than weights, or is no checkpoint") from error
     except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path}: is damaged or no checkpoint") from error
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads a checkpoint, as data alone.
+
+    Raises:
+        CheckpointError: as `load_data`, or not made by this package.
+    """
+    contents = load_data(path)
     if not isinstance(contents, dict) or not {CONFIG_KEY, "state_dict"} <= contents.keys():
         raise CheckpointError(f"{path}: is no checkpoint of this package")
     return contents
