@@ -19,6 +19,7 @@ import _tables
 import bench_boxes
 import bench_pool
 import bench_pyramid
+import bench_sparse
 import bench_vfe
 import bench_voxelize
 import bench_voxelnet
@@ -34,6 +35,7 @@ FAMILIES = {
     "boxes": bench_boxes.cases,
     "vfe": bench_vfe.cases,
     "pyramid": bench_pyramid.cases,
+    "sparse": bench_sparse.cases,
     "voxelnet": bench_voxelnet.cases,
 }
 

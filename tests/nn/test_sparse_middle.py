@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from voxelpool.datasets.kitti import read_sweep
 from voxelpool.errors import VoxelpoolError
-from voxelpool.nn import SparseCells, SparseConv, SparseMiddle, SparseStage
+from voxelpool.nn import RPN, SparseCells, SparseConv, SparseMiddle, SparseStage
 from voxelpool.nn import sparse as module
 from voxelpool.ops import segment_mean, voxelize
 from voxelpool.structures import VoxelGrid
@@ -249,6 +249,21 @@ def test_a_frame_gives_the_same_alone_and_in_a_batch():
             alone[:, 0] = 0
             assert torch.equal(middle(features[chosen], alone, 1)[0], together[frame])
     assert not together[1].any(), "an empty frame is zeros"
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_network_may_go_on_with_rows(device, name):
+    coords, batch_size = voxel_sets(SHAPE)[name]
+    middle = small_middle().to(device).train()
+    assert middle.runs_on_rows(torch.empty(0))
+    torch.manual_seed(0)
+    rpn = RPN(middle.out_channels, layers=(1,), strides=(1,), channels=(6,), upsample_channels=(6,))
+    rpn = rpn.to(device).eval()
+    arguments = (random_features(coords).to(device), coords.to(device), batch_size)
+    expected = rpn(middle(*arguments))
+    found = rpn.forward_rows(*middle.forward_rows(*arguments))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_compiles_to_one_graph():

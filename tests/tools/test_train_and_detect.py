@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from voxelpool.config import Config, save_config
 from voxelpool.datasets.kitti import read_result, read_sweep, write_sweep
@@ -46,9 +47,38 @@ def error(code: int, err: str) -> str:
 ANY_SCORE = "postprocess.score_threshold=0"
 
 
+FAMILY = {
+    "voxelnet": "",
+    "second": """
+        model: second
+        grid: {range: [0, -12.8, -3, 25.6, 12.8, 1], voxel_size: [0.1, 0.1, 0.1]}
+        middle: {channels: [4, 4, 4, 4, 4]}
+        rpn: {layers: [1, 1], strides: [1, 2], channels: [8, 8], upsample_channels: [8, 8]}
+        head: {scores: all, direction: true}
+        loss: {classification: focal, angle: sine}
+        """,
+    "pointpillars": """
+        model: pointpillars
+        grid: {range: [0, -12.8, -3, 25.6, 12.8, 1], voxel_size: [0.4, 0.4, 4]}
+        rpn: {layers: [1, 1], strides: [2, 2], channels: [8, 8], upsample_channels: [8, 8]}
+        head: {scores: all, direction: true}
+        loss: {classification: focal, angle: sine}
+        """,
+}
+
+
+@pytest.mark.parametrize("model", FAMILY)
 def test_train_evaluate_and_detect(
-    run_tool: RunTool, config_path: Path, tiny_kitti: Path, tmp_path: Path
+    model: str,
+    run_tool: RunTool,
+    config_path: Path,
+    tiny_config: Config,
+    tiny_kitti: Path,
+    tmp_path: Path,
 ) -> None:
+    if model != "voxelnet":
+        kept = tiny_config.model_dump(mode="json", include={"name", "data", "anchors", "train"})
+        config_path.write_text(yaml.safe_dump(kept | yaml.safe_load(FAMILY[model])))
     run = tmp_path / "run"
     constant = "train.schedule.name=constant"
     code, out, _ = run_tool("train", config_path, constant, "train.epochs=2", "--run", run)

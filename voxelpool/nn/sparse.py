@@ -357,8 +357,8 @@ class SparseMiddle(nn.Module):
         out_channels: channels of the map: those of the last stage times D'.
         out_size: (H', W') of the map.
         stride: (y, x), cells of the grid along a side of a cell of the map.
-        use_reach: whether the layers that follow may compute only what the cells reach, where that
-            pays; the same result.
+        use_reach: whether a network that goes on may do so with `forward_rows`, where that pays;
+            the same result.
 
     Raises:
         ValueError: an unknown name or back end, or a grid that is too small for the stages.
@@ -387,10 +387,10 @@ class SparseMiddle(nn.Module):
         depth, height, width = reach.triple(grid_shape)
         self.grid_shape: Triple = (depth + extra_depth, height, width)
         self.in_channels = in_channels
+        self.use_reach = True
         self.convs = nn.ModuleList()
         self.norms = nn.ModuleList()
         self.stride = (1, 1)
-        self.use_reach = True
         shape, channels = self.grid_shape, in_channels
         for number, stage in enumerate(_stages(stages), 1):
             convs = []
@@ -443,20 +443,29 @@ class SparseMiddle(nn.Module):
         return cells.to_bev(rows)
 
     def runs_on_rows(self, features: Tensor) -> bool:
-        """As `DenseMiddle.runs_on_rows`."""
+        """Whether `forward_rows` is the better way to compute."""
         return self.use_reach and reach.pays(features)
 
     def forward_rows(
         self, features: Tensor, coords: Tensor, batch_size: int
     ) -> tuple[Tensor, Reach]:
-        """As `DenseMiddle.forward_rows`; arguments and errors as `forward`."""
+        """Make the map as the list of the cells that voxels reach; arguments as `forward`.
+
+        Returns:
+            rows (R, channels of the last stage), and where in the map (B, D', H', W') each of them
+            stands.
+
+        Raises:
+            TypeError: as `forward`.
+            ValueError: as `forward`.
+            IndexError: as `forward`.
+        """
         rows, cells = self._convolve(features, coords, batch_size)
         return rows, Reach.of_voxels(cells.coords, batch_size, cells.shape)
 
     def _convolve(
         self, features: Tensor, coords: Tensor, batch_size: int
     ) -> tuple[Tensor, SparseCells]:
-        """The features of the last layer's cells, and where these are."""
         if features.ndim != 2 or features.shape[1] != self.in_channels:
             raise ValueError(
                 f"features must be (K, {self.in_channels}), got {tuple(features.shape)}"
@@ -468,13 +477,13 @@ class SparseMiddle(nn.Module):
             )
         cells = SparseCells(coords, batch_size, self.grid_shape)
         if self.backend == "spconv" and len(features):
-            return self._spconv_convolve(features, cells)
+            return self._convolve_by_spconv(features, cells)
         rows = features.to(reach.row_dtype(features))
         for conv, norm in zip(self.convs, self.norms, strict=True):
             rows, cells = conv.norm_relu(rows, cells, norm)
         return rows, cells
 
-    def _spconv_convolve(
+    def _convolve_by_spconv(
         self, features: Tensor, cells: SparseCells
     ) -> tuple[Tensor, SparseCells]:
         if features.dtype == torch.float64:

@@ -84,6 +84,9 @@ class Cursor {
   // The first number that is not below `key`.
   VP_INLINE const int64_t* seek(const std::vector<int64_t>& keys, int64_t key) {
     if (at_ == nullptr) at_ = &*std::lower_bound(keys.begin(), keys.end() - 1, key);
+    // Most steps are short: two that are no branches, then as many as it takes.
+    at_ += *at_ < key;
+    at_ += *at_ < key;
     while (*at_ < key) ++at_;
     return at_;
   }
@@ -138,7 +141,9 @@ void sparse_table_cpu(const Cells& cells, const Cells& out_cells, int64_t batch,
   const std::vector<int64_t> keys = make_keys(cells, batch, map, threads);
   for_keys("out_coords", out_cells, batch, Map{shape.out}, threads, [](int64_t, int64_t) {});
   parallel_for(out_cells.count, kGrain, threads, [&](int64_t begin, int64_t end) {
-    std::vector<Cursor> cursors(kernel[0] * kernel[1]);
+    const int64_t* const numbers = keys.data();
+    const int64_t lines = kernel[0] * kernel[1], width = kernel[2];
+    std::vector<Cursor> cursors(lines);
     int32_t* to = table + begin * taps;
     for (int64_t n = begin; n < end; ++n) {
       const int32_t* cell = out_cells.coords + 4 * n;
@@ -148,20 +153,23 @@ void sparse_table_cpu(const Cells& cells, const Cells& out_cells, int64_t batch,
       }
       // No farther than the line's end, where the next one begins.
       const int64_t low = std::min(std::max<int64_t>(corner[2], 0), in[2]);
+      const int64_t inside = std::min(width, std::max<int64_t>(in[2] - corner[2], 0));
       Cursor* cursor = cursors.data();
       for (int64_t z = corner[0]; z < corner[0] + kernel[0]; ++z) {
         for (int64_t y = corner[1]; y < corner[1] + kernel[1]; ++y, ++cursor) {
           if (z < 0 || z >= in[0] || y < 0 || y >= in[1]) {
-            to = std::fill_n(to, kernel[2], -1);
+            to = std::fill_n(to, width, -1);
             continue;
           }
           const int64_t line = map.line(cell[0], z, y);
-          const int64_t* next = cursor->seek(keys, line + low);
-          for (int64_t x = corner[2]; x < corner[2] + kernel[2]; ++x) {
-            const bool found = *next == line + x && x < in[2];
-            *to++ = found ? static_cast<int32_t>(next - keys.data()) : -1;
-            next += found;
+          int64_t row = cursor->seek(keys, line + low) - numbers;
+          int64_t key = line + corner[2];
+          for (const int32_t* const last = to + inside; to != last; ++key) {
+            const int64_t found = numbers[row] == key;
+            *to++ = static_cast<int32_t>(row | (found - 1));  // -1 where there is none
+            row += found;
           }
+          to = std::fill_n(to, width - inside, -1);
         }
       }
     }

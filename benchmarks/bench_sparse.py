@@ -1,0 +1,125 @@
+"""SECOND's sparse middle layers at the paper's size: our kernels, spconv's, and the tables alone.
+
+Example: KITTI_SAMPLE_DIR=path/to/frames python benchmarks/bench_sparse.py --threads 1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from _data import sweep
+from _measure import OURS, Case, Contender, Setting, main
+from _peers import spconv
+from torch import Tensor
+
+from voxelpool.nn import SparseMiddle
+from voxelpool.nn.sparse import spconv_fault
+from voxelpool.ops import segment_mean, sparse_reach, sparse_table, voxelize
+from voxelpool.structures import VoxelGrid, Voxels
+
+GRID = VoxelGrid((0, -40, -3, 70.4, 40, 1), (0.05, 0.05, 0.1))
+QUICK = VoxelGrid((0, -12.8, -3, 25.6, 12.8, 1), (0.2, 0.2, 0.1))
+ROUNDING = 1e-4
+# A rounding moves a value across a ReLU's corner now and then, and with it a part of a gradient.
+GRADIENT_ROUNDING = 0.02
+STRIDED = ((3, 3, 3), (2, 2, 2), (1, 1, 1))
+
+
+def voxels_of(setting: Setting) -> tuple[Tensor, Voxels, str]:
+    """Mean features of a sweep's voxels, and the voxels."""
+    points, kind = sweep(True, setting.size(19_000, 800))
+    points = points.to(setting.device)
+    voxels = voxelize(points, QUICK if setting.quick else GRID, max_points=5)
+    return segment_mean(points[voxels.point_index], voxels.offsets), voxels, kind
+
+
+def forward(middle: SparseMiddle, features: Tensor, voxels: Voxels) -> Callable[[], Tensor]:
+    """A call without gradients, BatchNorm by its running statistics."""
+
+    def run() -> Tensor:
+        middle.eval()
+        with torch.no_grad():
+            return middle(features, voxels.coords, voxels.batch_size)
+
+    return run
+
+
+def step(middle: SparseMiddle, features: Tensor, voxels: Voxels) -> Callable[[], list[Tensor]]:
+    """A call in training that ends with all gradients."""
+    shape = (voxels.batch_size, middle.out_channels, *middle.out_size)
+    grad = torch.linspace(-1, 1, middle.out_channels, device=features.device)
+    grad = grad[:, None, None].expand(shape).contiguous(memory_format=torch.channels_last)
+
+    def run() -> list[Tensor]:
+        middle.train()
+        out = middle(features, voxels.coords, voxels.batch_size)
+        return list(torch.autograd.grad(out, list(middle.parameters()), grad))
+
+    return run
+
+
+def middles(setting: Setting, grid: VoxelGrid) -> dict[str, SparseMiddle | None]:
+    """The network in each back end that is there, all with the same weights."""
+    found: dict[str, SparseMiddle | None] = {}
+    for name in ("native", "spconv"):
+        if name == "spconv" and (spconv is None or spconv_fault(setting.device)):
+            found[name] = None
+            continue
+        torch.manual_seed(0)
+        middle = SparseMiddle(4, "second", grid_shape=grid.shape, backend=name)
+        found[name] = middle.to(setting.device)
+    return found
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+    """The network forward and in training, then the table of its first strided layer."""
+    features, voxels, kind = voxels_of(setting)
+    built = middles(setting, voxels.grid)
+    size = " x ".join(map(str, voxels.grid.shape))
+    what = f"{len(features):,} voxels of a {kind} sweep in {size} cells"
+    for title, call, tolerance in (
+        ("forward", forward, ROUNDING),
+        ("forward + backward", step, GRADIENT_ROUNDING),
+    ):
+        native, theirs = (
+            None if middle is None else call(middle, features, voxels)
+            for middle in (built["native"], built["spconv"])
+        )
+        result = list if call is step else lambda out: [out]
+        yield Case(
+            f"SECOND's middle layers, {title}, {what}",
+            [
+                Contender(OURS, native, result),
+                Contender("spconv", theirs, result, tolerance),
+            ],
+            goals={"spconv": 1.0},
+        )
+    yield tables(voxels, what)
+
+
+def tables(voxels: Voxels, what: str) -> Case:
+    """Which row each tap reads: against sorting and searching, in PyTorch."""
+    from voxelpool.ops.reference import sparse as reference
+
+    frames, shape = voxels.batch_size, voxels.grid.shape
+    after = reference.out_shape(shape, *STRIDED)
+
+    def ours() -> list[Tensor]:
+        reached = sparse_reach(voxels.coords, frames, shape, *STRIDED)
+        table = sparse_table(voxels.coords, reached, frames, shape, after, *STRIDED)
+        return [reached, table]
+
+    def searched() -> list[Tensor]:
+        reached = reference.sparse_reach(voxels.coords, frames, shape, *STRIDED)
+        table = reference.sparse_table(voxels.coords, reached, frames, shape, after, *STRIDED)
+        return [reached, table]
+
+    return Case(
+        f"table of a convolution with stride 2, {what}",
+        [Contender(OURS, ours, list), Contender("torch.searchsorted", searched, list)],
+    )
+
+
+if __name__ == "__main__":
+    main("sparse", cases, __doc__)
