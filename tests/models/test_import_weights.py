@@ -1,7 +1,7 @@
 """Weights from elsewhere: a real checkpoint of another package, and plain networks of two more.
 
 The plain networks are written here from what the other packages' code does, with padded pillars,
-dense convolutions and their own anchors and box codes, and under the names that it gives to weights.
+dense convolutions, their own anchors and box codes, and under the names that it gives to weights.
 """
 
 from __future__ import annotations
@@ -703,6 +703,15 @@ def test_another_sparse_layout_is_refused():
         CheckpointError, match=r"backbone_3d\.conv_input\.0\.weight .*middle\.convs"
     ):
         import_weights(weights, "openpcdet", config)
+
+
+def test_values_that_are_not_finite_are_refused(openpcdet):
+    config, weights = openpcdet
+    name = "backbone_2d.blocks.0.2.running_var"
+    bad = weights[name].clone()
+    bad[3] = torch.nan
+    with pytest.raises(CheckpointError, match=name):
+        import_weights({**weights, name: bad}, "openpcdet", config)
 
 
 def test_missing_weights_are_named(openpcdet):

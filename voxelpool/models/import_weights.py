@@ -41,6 +41,9 @@ Format: TypeAlias = Literal["openpcdet", "mmdet3d", "pointpillars-zhulf0804"]
 Code: TypeAlias = Literal["auto", "current", "legacy"]
 
 _COUNTER = "num_batches_tracked"
+_POINT_WEIGHT = "vfe.points.linear.weight"
+_CONVS = "middle.convs."
+_HEADS = ("rpn.score_head.", "rpn.residual_head.", "rpn.direction_head.")
 _HALF_PI = math.pi / 2
 
 
@@ -302,14 +305,19 @@ def import_weights(
         All weights of the detector, and what became of those of the source.
 
     Raises:
-        CheckpointError: a weight is missing or of another shape; names it.
+        CheckpointError: a weight is missing, of another shape or not finite; names it.
         ConfigError: the configuration is of another network, of other classes, or contradicts the
             package's code; names the key.
         ValueError: an unknown format or option.
     """
-    for value, options in ((format, Format), (boxes, Code), (points, Code)):
-        if value not in get_args(options):
-            raise ValueError(f"must be one of {', '.join(get_args(options))}, got {value!r}")
+    for name, chosen, options in (
+        ("format", format, Format),
+        ("boxes", boxes, Code),
+        ("points", points, Code),
+    ):
+        if chosen not in get_args(options):
+            known = ", ".join(get_args(options))
+            raise ValueError(f"{name} must be one of {known}, got {chosen!r}")
     if not isinstance(source, Source):
         source = Source(dict(source))
     origin = _ORIGINS[format]
@@ -341,21 +349,23 @@ def import_weights(
                 f"{theirs} has shape {_text(value.shape)}, but {ours}, which it should become, "
                 f"needs {_text(expected)}{_hint(ours, value, config)}"
             )
+        if not value.isfinite().all():
+            raise CheckpointError(f"{theirs} holds values that are not finite")
         value = value.to(wanted[ours].dtype)
-        if ours == "vfe.points.linear.weight":
+        if ours == _POINT_WEIGHT:
             value = _point_columns(value.flatten(1), legacy_points)
-        elif ours.startswith("middle.convs.") and spconv1:
+        elif ours.startswith(_CONVS) and spconv1:
             value = value.permute(4, 0, 1, 2, 3)
         elif ours.startswith(_HEADS):
             value = _head_channels(ours.split(".")[1], value, order, legacy_boxes)
         weights[ours] = value.contiguous().clone()
     used = set(names.values())
     left = tuple(name for name in given if name not in used)
-    layers = sorted({name.split(".")[0] for name in left if given[name].dim()})
-    if layers:
+    further = [name for name in left if given[name].dim()]
+    if further:
         warnings.append(
-            f"the source has layers that this detector has not ({', '.join(layers)}): it is more "
-            "than this, or another network"
+            f"{_some(further)} of the source have no place here: it is more than this detector, "
+            "or another one"
         )
     mapped = tuple((names[ours], ours) for ours in names if ours not in missing)
     return ImportedWeights(weights, mapped, left, tuple(missing), tuple(warnings))
@@ -372,9 +382,6 @@ def write_checkpoint(
     state = {WEIGHTS_PREFIX + name: value for name, value in weights.items()}
     with atomic_write(path, "wb") as file:
         torch.save({**config_entry(config), "state_dict": state}, file)
-
-
-_HEADS = ("rpn.score_head.", "rpn.residual_head.", "rpn.direction_head.")
 
 
 def _their_name(ours: str, origin: _Origin) -> str:
@@ -395,14 +402,10 @@ def _their_name(ours: str, origin: _Origin) -> str:
 
 def _require_network(origin: _Origin, config: Config) -> None:
     """Raises ConfigError unless the origin has the configuration's layers at all."""
-    pair = (config.vfe.name, config.middle.name)
-    if pair == ("pillar", "scatter"):
-        known = True
-    else:
-        known = pair == ("mean", "sparse") and bool(origin.sparse)
-    if not known:
+    vfe, middle = config.vfe.name, config.middle.name
+    if vfe not in origin.published_for or (vfe, middle) == ("mean", "dense"):
         raise ConfigError(
-            f"{config.name}: {origin.title} has no network with vfe {pair[0]} and middle {pair[1]}"
+            f"{config.name}: {origin.title} has no network with vfe {vfe} and middle {middle}"
         )
     if isinstance(config.middle, SparseMiddleConfig) and config.middle.layout != "second":
         raise ConfigError(
@@ -530,7 +533,7 @@ def _require_all(
     if not missing:
         return
     text = f"{len(missing)} of the detector's {len(names)} tensors are missing in the source: "
-    text += ", ".join(names[ours] for ours in missing[:4]) + (", …" if len(missing) > 4 else "")
+    text += _some([names[ours] for ours in missing])
     starts = {
         name: {origin.blocks, origin.upsamples, *origin.heads.values()}
         for name, origin in _ORIGINS.items()
@@ -545,6 +548,12 @@ def _require_all(
     raise CheckpointError(text)
 
 
+def _some(names: Sequence[str]) -> str:
+    """The first names of a list."""
+    rest = len(names) - 4
+    return ", ".join(names[:4]) + (f" and {rest} more" if rest > 0 else "")
+
+
 def _is_of_spconv1(
     names: Mapping[str, str], wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]
 ) -> bool:
@@ -553,7 +562,7 @@ def _is_of_spconv1(
     One shape may be of both, (3, 3, 3, 3, 3); all together cannot: the first layer reads the four
     columns of a point, and the last one's kernel has different edges.
     """
-    convs = [ours for ours in names if ours.startswith("middle.convs.")]
+    convs = [ours for ours in names if ours.startswith(_CONVS)]
     shapes = [(tuple(given[names[ours]].shape), wanted[ours]) for ours in convs]
     first, second = (
         sum(shape == _sparse_shape(weight, spconv1) for shape, weight in shapes)
@@ -568,16 +577,16 @@ def _sparse_shape(wanted: Tensor, spconv1: bool) -> tuple[int, ...]:
 
 
 def _expected_shape(ours: str, wanted: Tensor, format: Format, spconv1: bool) -> tuple[int, ...]:
-    if ours.startswith("middle.convs."):
+    if ours.startswith(_CONVS):
         return _sparse_shape(wanted, spconv1)
-    if ours == "vfe.points.linear.weight" and format == "pointpillars-zhulf0804":
+    if ours == _POINT_WEIGHT and format == "pointpillars-zhulf0804":
         return (*wanted.shape, 1)  # a convolution of kernel 1
     return tuple(wanted.shape)
 
 
 def _hint(ours: str, value: Tensor, config: Config) -> str:
     """What may be done about a shape that does not fit."""
-    if ours == "vfe.points.linear.weight" and isinstance(config.vfe, PillarVFEConfig):
+    if ours == _POINT_WEIGHT and isinstance(config.vfe, PillarVFEConfig):
         offsets = {9: "xy", 10: "xyz"}.get(value.shape[1] if value.dim() > 1 else 0)
         if offsets is not None and offsets != config.vfe.offsets:
             return f" (it goes with vfe.offsets: {offsets})"
