@@ -457,11 +457,6 @@ def small(name: str, *overrides: str) -> Config:
     return load_detector_config(CONFIGS / f"{name}.yaml", [*size, *overrides])
 
 
-XY = "vfe.offsets=xy"
-LEGACY_ANGLES = f"[{-HALF_PI}, {-HALF_PI - 1.57}]"
-LEGACY = [f"anchors.{row}.rotations={LEGACY_ANGLES}" for row in range(3)]
-
-
 @pytest.mark.parametrize(
     ("style", "config", "theirs", "options"),
     [
@@ -479,13 +474,13 @@ LEGACY = [f"anchors.{row}.rotations={LEGACY_ANGLES}" for row in range(3)]
         ),
         (
             "mmdet3d",
-            small("pointpillars_mmdet3d", XY),
+            small("pointpillars_mmdet3d", "vfe.offsets=xy"),
             {"columns": 9, "legacy_points": False},
             {"points": "current"},
         ),
         (
             "mmdet3d",
-            small("pointpillars_mmdet3d", XY, *LEGACY),
+            small("pointpillars_zhulf0804"),
             {"columns": 9, "legacy_points": True, "legacy_boxes": True},
             {"boxes": "legacy"},
         ),

@@ -8,7 +8,8 @@ What differs between the packages, and so has to be brought over:
 - the code of boxes. OpenPCDet, and mmdetection3d since 1.0, have it as here: x, y, z, length,
   width, height, yaw. Before (``legacy``), mmdetection3d had x, y, z, width, length, height and an
   angle a for which yaw = -a - pi/2; github.com/zhulf0804/PointPillars still has. There, direction 0
-  is a in [0, pi), which is the half turn of yaws that is direction 1 from an offset of -pi/2;
+  is a in [0, pi), which is the half turn of yaws that is direction 1 from an offset of -pi/2. (So
+  mmdetection3d trains it and evaluates it; its boxes themselves are turned by pi before 1.0);
 - the code of the points in a pillar. mmdetection3d overwrites x and y (and z, where it has an
   offset along z) with the offset to the middle of the pillar before they are read, so that its
   first layer sees that offset twice and no absolute place (``legacy``, its default; an oversight
