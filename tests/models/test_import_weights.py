@@ -642,7 +642,7 @@ def test_mapping_is_told(openpcdet):
     config, weights = openpcdet
     counters = [name for name in weights if name.endswith("num_batches_tracked")]
     given = {name: value for name, value in weights.items() if name not in counters}
-    given["global_step"] = torch.tensor(7)
+    given["global_step"] = torch.tensor([7])
     imported = import_weights(given, "openpcdet", config)
     assert ("dense_head.conv_box.bias", "rpn.residual_head.bias") in imported.mapped
     assert {theirs for theirs, _ in imported.mapped} | {"global_step"} == given.keys()

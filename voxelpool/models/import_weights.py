@@ -362,7 +362,7 @@ def import_weights(
         weights[ours] = value.contiguous().clone()
     used = set(names.values())
     left = tuple(name for name in given if name not in used)
-    further = [name for name in left if given[name].dim()]
+    further = [name for name in left if given[name].is_floating_point()]  # no counter
     if further:
         warnings.append(
             f"{_some(further)} of the source have no place here: it is more than this detector, "
