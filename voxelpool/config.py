@@ -327,7 +327,7 @@ class Config(_Block):
 
 
 class ObjectAugmentConfig(_Block):
-    """Random changes to training objects (VoxNet): turned about the vertical, mirrored, shifted."""
+    """Random changes to training objects: the first three are VoxNet's."""
 
     rotations: PositiveInt = 12
     """One of so many equal turns about the vertical; 1 turns nothing."""
@@ -335,6 +335,10 @@ class ObjectAugmentConfig(_Block):
     """How likely each of the two level axes is reversed."""
     jitter: NonNegativeInt = 2
     """Shifts along each axis by up to so many cells."""
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Before the turn each axis is stretched by a factor of its own, 1 - scale to 1 + scale."""
+    drop: Probability = 0.0
+    """Up to this share of the cells or points is left out, a share of its own for each object."""
 
 
 class ObjectsConfig(_Block):
@@ -417,6 +421,9 @@ class ClassifierBlock(_Block):
     """resnet18: how much its first layers shrink the grid: 4 times, twice or not at all."""
     normalise: bool | None = None
     """pointnet2: scale each object into the unit sphere; otherwise its size can be told."""
+    turns: Annotated[int, Field(ge=2)] | None = None
+    """Also learn by which of so many turns an object stands (Sedaghat et al. 2017): for objects
+    that come aligned, with as many objects.augment.rotations."""
     occupancy: Literal["hit", "density", "log_odds"] = "hit"
     """What a cell holds (VoxNet): whether a point lies in it, or what the rays through it say."""
     grid_size: Annotated[int, Field(ge=8)] = 32
@@ -431,6 +438,8 @@ class ClassifierLossConfig(_Block):
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: each class counts alike, however many objects it has."""
+    turn_weight: NonNegativeFloat = 0.5
+    """With classifier.turns: of the cross entropy of the turns of objects that are not mirrored."""
 
 
 class ClassifierConfig(_Block):
@@ -463,12 +472,18 @@ class ClassifierConfig(_Block):
                 f"classifier.occupancy {block.occupancy} follows rays, which need a grid and "
                 f"objects.source crops (here {self.model} and {self.objects.source})"
             )
+        if block.turns not in (None, self.objects.augment.rotations):
+            raise ValueError(
+                f"classifier.turns is {block.turns} and objects.augment.rotations "
+                f"{self.objects.augment.rotations}; they must be the same"
+            )
         useless = {
             "dim": block.dim == 2 and self.model in ("voxnet", "pointnet2"),
             "window_pool": block.window_pool is not None and self.takes_points,
             "head": block.head in ("spp", "flatten") and self.takes_points,
             "stem": block.stem is not None and self.model != "resnet18",
             "normalise": block.normalise is not None and not self.takes_points,
+            "turns": block.turns is not None and self.takes_points,
         }
         for key, is_useless in useless.items():
             if is_useless:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from voxelpool.models import NiN, ResNet18, VoxNet, build_classifier
+from voxelpool.models.classifier import Conv3d
 
 GRID_MODELS = ("voxnet", "resnet18", "nin", "spp_net", "small_cnn")
 NARROW = {"voxnet": 8, "resnet18": 4, "nin": 8, "spp_net": 4, "small_cnn": 4}
@@ -241,3 +242,29 @@ def test_building_leaves_the_statistics_alone():
         assert module.training
         if isinstance(module, nn.BatchNorm3d):
             assert module.num_batches_tracked == 0 and (module.running_mean == 0).all()
+
+
+@pytest.mark.parametrize("model", GRID_MODELS)
+def test_turns_are_further_outputs_of_the_last_layer(model):
+    network, objects = narrow(model, turns=4).eval(), grids()
+    scores, turns = network.forward_turns(objects)
+    assert scores.shape == (2, 5) and turns.shape == (2, 5, 4)
+    assert torch.equal(network(objects), scores)
+    every = network.head(network.features(network.prepare(objects)))
+    assert torch.equal(every[:, 5 + 2 * 4 + 1], turns[:, 2, 1]), "by class, then by turn"
+    with pytest.raises(ValueError, match="turns must be at least 0, got -1"):
+        build_classifier(model, 3, turns=-1)
+
+
+@pytest.mark.parametrize("channels", [16, 64])
+def test_gradients_on_tiny_maps_are_right_in_bfloat16(channels):
+    """Where torch's own on the CPU are what memory happened to hold."""
+    torch.manual_seed(0)
+    conv = Conv3d(channels, channels, 3, 1, 1, bias=False)
+    x = torch.randn(8, channels, 2, 2, 2, requires_grad=True)
+    exact = torch.autograd.grad(conv(x).square().mean(), [x, conv.weight])
+    for _ in range(20):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = conv(x).float().square().mean()
+        for found, expected in zip(torch.autograd.grad(loss, [x, conv.weight]), exact, strict=True):
+            torch.testing.assert_close(found, expected, rtol=0.05, atol=1e-3)

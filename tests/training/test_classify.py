@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +33,10 @@ def changed(config: ClassifierConfig, block: str, **values: object) -> Classifie
     return config.model_copy(update={block: inner})
 
 
-def moves(mirror=(1, 1), angle=0.0, shift=(0, 0, 0), count=1) -> Moves:
+def moves(stretch=(1, 1, 1), angle=0.0, shift=(0, 0, 0), count=1) -> Moves:
     plain = Moves.turned(count, angle)
     return Moves(
-        torch.tensor([mirror] * count, dtype=torch.float64),
+        torch.tensor([stretch] * count, dtype=torch.float64),
         plain.turn,
         torch.tensor([shift] * count),
     )
@@ -63,12 +64,12 @@ def test_quarter_turns_mirrors_and_shifts_of_grids_are_exact(size: int) -> None:
         assert torch.equal(found, torch.rot90(grid, quarter, (2, 1)))
         blend = moves(angle=quarter * math.pi / 2).on_grids(grid[None], linear=True)[0]
         torch.testing.assert_close(blend, found.float())
-    assert torch.equal(moves(mirror=(-1, 1)).on_grids(grid[None])[0], grid.flip(2))
-    assert torch.equal(moves(mirror=(1, -1)).on_grids(grid[None])[0], grid.flip(1))
+    assert torch.equal(moves(stretch=(-1, 1, 1)).on_grids(grid[None])[0], grid.flip(2))
+    assert torch.equal(moves(stretch=(1, -1, 1)).on_grids(grid[None])[0], grid.flip(1))
     for shift in ((1, 0, 0), (0, -2, 0), (0, 0, 2), (-1, 2, -2), (size, 0, 0), (0, 0, -size)):
         found = moves(shift=shift).on_grids(grid[None])[0]
         assert torch.equal(found, rolled(grid, shift)), shift
-    all_three = moves((-1, 1), math.pi / 2, (1, -1, 2)).on_grids(grid[None])[0]
+    all_three = moves((-1, 1, 1), math.pi / 2, (1, -1, 2)).on_grids(grid[None])[0]
     assert torch.equal(all_three, rolled(torch.rot90(grid.flip(2), 1, (2, 1)), (1, -1, 2)))
 
 
@@ -87,7 +88,80 @@ def test_grids_turn_as_points_do() -> None:
     grid = VoxelGrid((-half, -half, -half, half, half, half), (cell, cell, cell))
     found = occupancy_grid(moved, grid, "hit", batch=row, batch_size=12)
     assert torch.equal(found.to(torch.uint8), drawn.on_grids(grids))
-    assert len(drawn.turn.unique(dim=0)) == 4 and len(drawn.mirror.unique(dim=0)) == 4
+    assert len(drawn.turn.unique(dim=0)) == 4 and len(drawn.stretch.unique(dim=0)) == 4
+
+
+def test_stretched_boxes_are_as_long_as_they_should_be() -> None:
+    """A box of 8 x 6 x 4 cells; what its edges become, to a cell's width."""
+    grid = torch.zeros(1, 20, 20, 20, dtype=torch.uint8)
+    grid[0, 8:12, 7:13, 6:14] = 1
+    for stretch in ((1.5, 1, 1), (1, 0.5, 1), (1, 1, 2), (-1.25, 1.5, 0.75)):
+        found = moves(stretch).on_grids(grid)[0].nonzero()
+        edges = (found.amax(0) - found.amin(0) + 1).flip(0)
+        wanted = torch.tensor([8, 6, 4]) * torch.tensor(stretch).abs()
+        assert (edges - wanted).abs().max() <= 1, stretch
+        assert len(found) == edges.prod(), "stays a box"
+        middle = (found.amax(0) + found.amin(0)).double() / 2
+        assert (middle - 9.5).abs().max() <= 0.5
+        points = torch.tensor([[4.0, 3.0, 2.0]])
+        moved = moves(stretch).on_points(points, torch.tensor([0]), 1.0)
+        torch.testing.assert_close(moved[0], points[0] * torch.tensor(stretch))
+
+
+def test_stretches_and_gaps_are_drawn_within_their_bounds(tiny_classifier) -> None:
+    config = ObjectAugmentConfig(rotations=1, mirror=0.0, jitter=0, scale=0.2)
+    drawn = Moves.drawn(config, [np.random.default_rng(k) for k in range(200)]).stretch
+    assert drawn.min() >= 0.8 and drawn.max() <= 1.2 and drawn.std() > 0.1
+    assert not torch.equal(drawn[:, 0], drawn[:, 1]), "each axis has a factor of its own"
+    augment = ObjectAugmentConfig(rotations=1, mirror=0.0, jitter=0, drop=0.5)
+    objects = tiny_classifier.objects.model_copy(update={"augment": augment})
+    config = tiny_classifier.model_copy(update={"objects": objects})
+    train = ObjectData(config).train_objects
+    batches = ObjectBatches(train, config)
+    rows = range(len(train))
+    before = batches.__getitems__(list(rows)).objects
+    after = batches.__getitems__([(3, row) for row in rows]).objects
+    assert (after <= before).all(), "only gaps"
+    shares = 1 - after.flatten(1).sum(1) / before.flatten(1).sum(1)
+    assert 0 < shares.mean() < 0.5 and shares.std() > 0.05
+    again = batches.__getitems__([(3, row) for row in rows]).objects
+    assert torch.equal(after, again)
+    assert torch.equal(torch.from_numpy(train.grids), before), "the set itself is whole"
+
+
+def test_turns_are_counted_from_where_the_object_stood() -> None:
+    for turns in (2, 4, 12):
+        for k in range(turns):
+            index = Moves.turned(3, 2 * math.pi * k / turns).turn_index(turns)
+            assert index.tolist() == [k] * 3
+
+
+def test_the_loss_of_turns_by_hand(tiny_classifier) -> None:
+    """Of the own class's scores alone, and of objects that are not mirrored."""
+    objects = tiny_classifier.objects
+    augment = objects.augment.model_copy(update={"rotations": 4})
+    config = tiny_classifier.model_copy(
+        update={
+            "objects": objects.model_copy(update={"augment": augment}),
+            "classifier": tiny_classifier.classifier.model_copy(update={"turns": 4}),
+            "loss": tiny_classifier.loss.model_copy(update={"turn_weight": 0.3}),
+        }
+    )
+    torch.manual_seed(0)
+    module = ClassifierModule(config)
+    batch = ObjectBatches(ObjectData(config).train_objects, config).__getitems__([(0, 1), (0, 2)])
+    plain = Moves.turned(2, math.pi / 2)
+    plain.stretch[1, 0] = -1
+    batch = replace(batch, moves=plain)
+    inputs = network_inputs(batch, config, batch.moves)
+    module.eval()  # no dropout
+    logits, turns = module.model.forward_turns(inputs)
+    assert logits.shape == (2, 10) and turns.shape == (2, 10, 4)
+    assert torch.equal(logits, module.model(inputs))
+    expected = torch.nn.functional.cross_entropy(logits, batch.labels)
+    expected = expected - 0.3 * turns[0, batch.labels[0]].log_softmax(0)[1]
+    module.log = lambda *arguments, **options: None
+    torch.testing.assert_close(module.training_step(batch, 0), expected)
 
 
 def test_a_twelfth_of_a_turn_keeps_a_round_thing() -> None:
@@ -108,7 +182,7 @@ def test_linear_turns_blend_as_grid_sample_does() -> None:
     grid = torch.from_numpy(rng.integers(0, 2, (5, 8, 8), np.uint8))
     for k in range(12):
         angle = k * math.pi / 6
-        found = moves((-1, 1), angle).on_grids(grid[None], linear=True)[0]
+        found = moves((-1, 1, 1), angle).on_grids(grid[None], linear=True)[0]
         cos, sin = math.cos(angle), math.sin(angle)
         back = torch.tensor([[[-cos, -sin, 0.0], [-sin, cos, 0.0]]])
         places = nn.functional.affine_grid(back, [1, 5, 8, 8], align_corners=False)
@@ -156,13 +230,13 @@ def test_crops_become_grids_one_by_one_as_together(occupancy: str) -> None:
     config = crops_config(occupancy=occupancy)
     objects = point_set([40, 12, 25])
     batch = ObjectBatches(objects, config).__getitems__([0, 1, 2])
-    moved = moves((1, -1), math.pi / 3, (1, 0, -1), count=3)
+    moved = moves((1, -1, 1), math.pi / 3, (1, 0, -1), count=3)
     for move in (None, moved):
         together = network_inputs(batch, config, move)
         assert together.shape == (3, 1, 16, 16, 16)
         for row in range(3):
             alone = ObjectBatches(objects, config)[row]
-            one = moves((1, -1), math.pi / 3, (1, 0, -1)) if move else None
+            one = moves((1, -1, 1), math.pi / 3, (1, 0, -1)) if move else None
             assert torch.equal(network_inputs(alone, config, one)[0], together[row])
     values = network_inputs(batch, config).unique()
     if occupancy == "hit":

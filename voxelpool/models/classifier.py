@@ -13,6 +13,9 @@ What they have in common, beside arguments of their own:
 - dropout: share of values that are zeroed before the fully connected layers' last.
 - window_pool: how windows of a map are pooled: max, average, min or median.
 - grid_size: cells along each side of a grid.
+- turns: T; if not 0, the network also says by which of T equal turns about the vertical an object
+  stands, for each class, which helps it to learn the classes (Sedaghat et al. 2017). The scores of
+  the turns, K * T, come from the last layer too; `GridClassifier.forward_turns` gives them.
 - in_channels: of the input; None: 1 in 3D, grid_size in 2D.
 """
 
@@ -31,7 +34,23 @@ from voxelpool.nn.pooling import WindowKind, WindowPool, check_dim
 
 Stem: TypeAlias = Literal["imagenet", "strided", "small"]
 
-_CONVS = {2: nn.Conv2d, 3: nn.Conv3d}
+
+class Conv3d(nn.Conv3d):
+    """Convolution that computes maps of 2 cells a side in float32 whatever autocast says.
+
+    On the CPU, the bfloat16 gradient of a 3 x 3 x 3 weight on 2 x 2 x 2 maps is memory that nothing
+    was written to (torch 2.13, oneDNN 3.12).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, before, D, H, W) -> (B, after, ...)."""
+        if input.device.type == "cpu" and max(input.shape[2:]) <= 2:
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(input.to(self.weight.dtype))
+        return super().forward(input)
+
+
+_CONVS = {2: nn.Conv2d, 3: Conv3d}
 _NORMS = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
@@ -47,8 +66,13 @@ class GridClassifier(nn.Module):
         self.in_channels = _in_channels(dim, in_channels, grid_size)
         self.grid_size = grid_size
 
-    def add_head(self, channels: int, classes: int, head: HeadPool, **options: Any) -> None:
+    def add_head(
+        self, channels: int, classes: int, head: HeadPool, turns: int, **options: Any
+    ) -> None:
         """Append a `ClassifierHead` for the features, with its ``options``."""
+        if turns < 0:
+            raise ValueError(f"turns must be at least 0, got {turns}")
+        self.classes, self.turns = classes, turns
         map_size = None
         if head == "flatten":
             size = (self.grid_size,) * self.dim
@@ -57,7 +81,8 @@ class GridClassifier(nn.Module):
                 maps = self.features.eval()(torch.zeros(1, self.in_channels, *size))
             self.features.train(was_training)
             map_size = maps.shape[2:]
-        self.head = ClassifierHead(channels, classes, head, self.dim, map_size=map_size, **options)
+        outputs = classes * (1 + turns)
+        self.head = ClassifierHead(channels, outputs, head, self.dim, map_size=map_size, **options)
         if self.dim == 3:  # a fifth to a third less time on a CPU
             self.to(memory_format=torch.channels_last_3d)
 
@@ -84,7 +109,13 @@ class GridClassifier(nn.Module):
         Raises:
             ValueError: another shape.
         """
-        return self.head(self.features(self.prepare(objects)))
+        return self.head(self.features(self.prepare(objects)))[:, : self.classes]
+
+    def forward_turns(self, objects: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, and (B, K, T) logits of the turns by which objects of each class stand."""
+        outputs = self.head(self.features(self.prepare(objects)))
+        turns = outputs[:, self.classes :].unflatten(1, (self.classes, self.turns))
+        return outputs[:, : self.classes], turns
 
 
 def _in_channels(dim: int, in_channels: int | None, grid_size: int) -> int:
@@ -119,6 +150,7 @@ class VoxNet(GridClassifier):
             number: all of them.
         window_pool: kind of the one pooling, 2 x 2 x 2.
         grid_size: see the module.
+        turns: see the module.
         hidden: width of the hidden layer.
         occupancy: what the grids hold. hit and density are moved from [0, 1] to [-1, 1], as the
             authors do; log_odds from [-4, 4].
@@ -137,6 +169,7 @@ class VoxNet(GridClassifier):
         dropout: float | Sequence[float] = (0.2, 0.3, 0.4),
         window_pool: WindowKind = "max",
         grid_size: int = 32,
+        turns: int = 0,
         hidden: int = 128,
         occupancy: Literal["hit", "density", "log_odds"] = "hit",
     ) -> None:
@@ -162,7 +195,7 @@ class VoxNet(GridClassifier):
                 nn.init.zeros_(layer.bias)
         super().__init__(features, 3, 1, grid_size)
         self.scale, self.shift = (0.25, 0.0) if occupancy == "log_odds" else (2.0, -1.0)
-        self.add_head(width, classes, head, hidden=(hidden,), dropout=shares[2])
+        self.add_head(width, classes, head, turns, hidden=(hidden,), dropout=shares[2])
 
     def prepare(self, objects: Tensor) -> Tensor:
         """The grids, about 0."""
@@ -199,6 +232,7 @@ class ResNet18(GridClassifier):
         dropout: see the module.
         window_pool: kind of the pooling in the stem "imagenet", 3 x 3 at stride 2.
         grid_size: see the module.
+        turns: see the module.
         in_channels: see the module.
         stem: imagenet: a convolution of 7 at stride 2 and a pooling, 32 times smaller maps in all;
             strided: a convolution of 3 at stride 2, 16 times; small: one of 3 at stride 1, 8 times.
@@ -217,6 +251,7 @@ class ResNet18(GridClassifier):
         dropout: float = 0.0,
         window_pool: WindowKind = "max",
         grid_size: int = 32,
+        turns: int = 0,
         in_channels: int | None = None,
         stem: Stem = "strided",
     ) -> None:
@@ -237,7 +272,7 @@ class ResNet18(GridClassifier):
             layers.append(ResidualBlock(dim, after, after, 1))
             before = after
         super().__init__(nn.Sequential(*layers), dim, channels, grid_size)
-        self.add_head(before, classes, head, dropout=dropout)
+        self.add_head(before, classes, head, turns, dropout=dropout)
 
 
 class NiN(GridClassifier):
@@ -255,6 +290,7 @@ class NiN(GridClassifier):
         dropout: also after each pooling.
         window_pool: kind of both poolings, 3 x 3 at stride 2.
         grid_size: see the module.
+        turns: see the module.
         in_channels: see the module.
 
     Raises:
@@ -271,6 +307,7 @@ class NiN(GridClassifier):
         dropout: float = 0.5,
         window_pool: WindowKind = "max",
         grid_size: int = 32,
+        turns: int = 0,
         in_channels: int | None = None,
     ) -> None:
         channels = _in_channels(dim, in_channels, grid_size)
@@ -294,7 +331,7 @@ class NiN(GridClassifier):
             _conv(dim, width, width, 1),
         )
         super().__init__(features, dim, channels, grid_size)
-        self.add_head(width, classes, head, class_maps=head in ("average", "max"))
+        self.add_head(width, classes, head, turns, class_maps=head in ("average", "max"))
 
 
 class SPPNet(GridClassifier):
@@ -310,6 +347,7 @@ class SPPNet(GridClassifier):
         dropout: see the module.
         window_pool: kind of the one pooling, 2 x 2.
         grid_size: see the module.
+        turns: see the module.
         in_channels: see the module.
         levels: of the pyramid.
         hidden: width of the hidden layer.
@@ -328,6 +366,7 @@ class SPPNet(GridClassifier):
         dropout: float = 0.5,
         window_pool: WindowKind = "max",
         grid_size: int = 32,
+        turns: int = 0,
         in_channels: int | None = None,
         levels: Sequence[int] = (4, 2, 1),
         hidden: int = 256,
@@ -342,7 +381,9 @@ class SPPNet(GridClassifier):
             _conv(dim, 2 * width, 2 * width, 3),
         )
         super().__init__(features, dim, channels, grid_size)
-        self.add_head(2 * width, classes, head, hidden=(hidden,), dropout=dropout, levels=levels)
+        self.add_head(
+            2 * width, classes, head, turns, hidden=(hidden,), dropout=dropout, levels=levels
+        )
 
 
 class SmallCNN(GridClassifier):
@@ -356,6 +397,7 @@ class SmallCNN(GridClassifier):
         dropout: see the module.
         window_pool: kind of the poolings, 2 x 2.
         grid_size: see the module.
+        turns: see the module.
         in_channels: see the module.
 
     Raises:
@@ -372,6 +414,7 @@ class SmallCNN(GridClassifier):
         dropout: float = 0.0,
         window_pool: WindowKind = "max",
         grid_size: int = 32,
+        turns: int = 0,
         in_channels: int | None = None,
     ) -> None:
         channels = _in_channels(dim, in_channels, grid_size)
@@ -383,7 +426,7 @@ class SmallCNN(GridClassifier):
             _conv(dim, 2 * width, 4 * width, 3),
         )
         super().__init__(features, dim, channels, grid_size)
-        self.add_head(4 * width, classes, head, dropout=dropout)
+        self.add_head(4 * width, classes, head, turns, dropout=dropout)
 
 
 #: Classifiers by the names that configurations use.

@@ -29,15 +29,15 @@ from voxelpool.training.module import TrainedModule
 
 @dataclass(frozen=True)
 class Moves:
-    """How each object of a batch is mirrored, then turned about the vertical, then shifted.
+    """How each object of a batch is stretched, then turned about the vertical, then shifted.
 
     Attributes:
-        mirror: (B, 2) float64, 1 or -1, what x and y are multiplied by.
+        stretch: (B, 3) float64, what x, y and z are multiplied by; negative: mirrored.
         turn: (B, 2) float64, cosine and sine of the angle, counter-clockwise from above.
         shift: (B, 3) int64, cells along x, y, z.
     """
 
-    mirror: Tensor
+    stretch: Tensor
     turn: Tensor
     shift: Tensor
 
@@ -45,7 +45,7 @@ class Moves:
     def turned(cls, count: int, angle: float) -> Moves:
         """All objects turned by one angle, radians."""
         return cls(
-            torch.ones(count, 2, dtype=torch.float64),
+            torch.ones(count, 3, dtype=torch.float64),
             _turns(torch.full((count,), angle, dtype=torch.float64)),
             torch.zeros(count, 3, dtype=torch.int64),
         )
@@ -53,33 +53,32 @@ class Moves:
     @classmethod
     def drawn(cls, config: ObjectAugmentConfig, rngs: Sequence[np.random.Generator]) -> Moves:
         """One random move from each generator."""
-        mirror, angle, shift = [], [], []
+        stretch, angle, shift = [], [], []
         for rng in rngs:
-            mirror.append(np.where(rng.random(2) < config.mirror, -1.0, 1.0))
+            mirror = np.where(rng.random(2) < config.mirror, -1.0, 1.0)
             angle.append(2 * math.pi * rng.integers(config.rotations) / config.rotations)
             shift.append(rng.integers(-config.jitter, config.jitter + 1, 3))
+            stretch.append(rng.uniform(1 - config.scale, 1 + config.scale, 3) * [*mirror, 1.0])
         return cls(
-            torch.from_numpy(np.array(mirror).reshape(-1, 2)),
+            torch.from_numpy(np.array(stretch).reshape(-1, 3)),
             _turns(torch.tensor(angle, dtype=torch.float64)),
             torch.from_numpy(np.array(shift, np.int64).reshape(-1, 3)),
         )
 
+    def turn_index(self, turns: int) -> Tensor:
+        """(B,) int64: each turn as a multiple of a ``turns``-th, 0 to turns - 1."""
+        angle = torch.atan2(self.turn[:, 1], self.turn[:, 0])
+        return (angle * turns / (2 * math.pi)).round().long() % turns
+
     def to(self, device: torch.device | str) -> Moves:
         """The same moves on ``device``."""
-        return Moves(self.mirror.to(device), self.turn.to(device), self.shift.to(device))
+        return Moves(self.stretch.to(device), self.turn.to(device), self.shift.to(device))
 
     def on_points(self, points: Tensor, rows: Tensor, cell: float) -> Tensor:
         """Moves (..., 3) points whose objects are ``rows`` (...); ``cell`` is a cell's edge."""
-        xy = points[..., :2].double() * self.mirror[rows]
+        x, y, z = (points.double() * self.stretch[rows]).unbind(-1)
         cos, sin = self.turn[rows].unbind(-1)
-        turned = torch.stack(
-            [
-                cos * xy[..., 0] - sin * xy[..., 1],
-                sin * xy[..., 0] + cos * xy[..., 1],
-                points[..., 2].double(),
-            ],
-            dim=-1,
-        )
+        turned = torch.stack([cos * x - sin * y, sin * x + cos * y, z], dim=-1)
         return (turned + cell * self.shift[rows]).to(points.dtype)
 
     def on_grids(self, grids: Tensor, linear: bool = False) -> Tensor:
@@ -101,9 +100,9 @@ class Moves:
         v = y[None, :, None] - self.shift[:, 1, None, None]
         u = x[None, None, :] - self.shift[:, 0, None, None]
         cos, sin = (part[:, None, None] for part in self.turn.unbind(-1))
-        # The way back: unshifted, turned the other way, mirrored.
-        column = self.mirror[:, 0, None, None] * (cos * u + sin * v) + (width - 1) / 2
-        row = self.mirror[:, 1, None, None] * (cos * v - sin * u) + (height - 1) / 2
+        # The way back: unshifted, turned the other way, as wide as before.
+        column = (cos * u + sin * v) / self.stretch[:, 0, None, None] + (width - 1) / 2
+        row = (cos * v - sin * u) / self.stretch[:, 1, None, None] + (height - 1) / 2
         if not linear:
             return _take(grids, row.round().long(), column.round().long())
         grids = grids.float()
@@ -117,9 +116,11 @@ class Moves:
         return moved
 
     def _raised(self, grids: Tensor) -> Tensor:
-        """Shifted along z."""
+        """Stretched and shifted along z, always to the nearest level."""
         depth = grids.shape[1]
-        level = torch.arange(depth, device=grids.device)[None] - self.shift[:, 2, None]
+        z = torch.arange(depth, device=grids.device, dtype=torch.float64) - (depth - 1) / 2
+        back = (z[None] - self.shift[:, 2, None]) / self.stretch[:, 2, None] + (depth - 1) / 2
+        level = back.round().long()
         inside = (level >= 0) & (level < depth)
         places = torch.where(inside, level, 0)[:, :, None, None].expand_as(grids)
         return grids.gather(1, places) * inside[:, :, None, None].to(grids.dtype)
@@ -202,8 +203,9 @@ class ObjectBatches(Dataset[ObjectBatch]):
             frame_generator(config.seed, key[0] if isinstance(key, tuple) else 0, object_id)
             for key, object_id in zip(keys, ids, strict=True)
         ]
-        moves = Moves.drawn(config.objects.augment, rngs) if training else None
-        inputs, packed_rows = self._inputs(rows, rngs)
+        augment = config.objects.augment if training else None
+        moves = Moves.drawn(augment, rngs) if augment else None
+        inputs, packed_rows = self._inputs(rows, rngs, augment.drop if augment else 0.0)
         return ObjectBatch(
             inputs,
             packed_rows,
@@ -214,14 +216,23 @@ class ObjectBatches(Dataset[ObjectBatch]):
         )
 
     def _inputs(
-        self, rows: np.ndarray, rngs: list[np.random.Generator]
+        self, rows: np.ndarray, rngs: list[np.random.Generator], drop: float
     ) -> tuple[Tensor, Tensor | None]:
         objects = self.objects
         if objects.grids is not None:
-            return torch.from_numpy(objects.grids[rows]), None
+            grids = objects.grids[rows]
+            if drop:
+                for grid, rng in zip(grids, rngs, strict=True):
+                    grid[_dropped(grid.shape, drop, rng)] = 0
+            return torch.from_numpy(grids), None
         assert objects.points is not None
         spans = [slice(objects.offsets[row], objects.offsets[row + 1]) for row in rows]
         parts = [objects.points[span] for span in spans]
+        if drop:
+            parts = [
+                part[~_dropped(part.shape[:1], drop, rng)]
+                for part, rng in zip(parts, rngs, strict=True)
+            ]
         if not self.config.takes_points:
             sizes = torch.tensor([len(part) for part in parts])
             packed = torch.repeat_interleave(torch.arange(len(parts)), sizes)
@@ -234,6 +245,12 @@ class ObjectBatches(Dataset[ObjectBatch]):
             for part, rng in zip(parts, rngs, strict=True)
         ]
         return torch.from_numpy(np.stack(chosen)), None
+
+
+def _dropped(shape: tuple[int, ...], most: float, rng: np.random.Generator) -> np.ndarray:
+    """Which of so many cells or points to leave out: a random share of at most ``most``."""
+    share = most * rng.random()
+    return rng.random(shape, dtype=np.float32) < share
 
 
 class ObjectData(lightning.LightningDataModule):
@@ -387,8 +404,14 @@ class ClassifierModule(TrainedModule):
 
     def training_step(self, batch: ObjectBatch, index: int) -> Tensor:
         """The loss of a batch; stops the training if it is not finite."""
-        logits = self.model(network_inputs(batch, self.config, batch.moves)).float()
-        loss = self._loss(logits, batch.labels)
+        inputs = network_inputs(batch, self.config, batch.moves)
+        if self.config.classifier.turns:
+            assert batch.moves is not None
+            logits, turns = (part.float() for part in self.model.forward_turns(inputs))
+            loss = self._loss(logits, batch.labels) + self._turn_loss(turns, batch)
+        else:
+            logits = self.model(inputs).float()
+            loss = self._loss(logits, batch.labels)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is not finite ({loss.item():g}) in epoch {self.current_epoch}, step "
@@ -403,6 +426,14 @@ class ClassifierModule(TrainedModule):
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         smoothing = self.config.loss.label_smoothing
         return F.cross_entropy(logits, labels, weight=self.class_weights, label_smoothing=smoothing)
+
+    def _turn_loss(self, turns: Tensor, batch: ObjectBatch) -> Tensor:
+        """Cross entropy of the turns (B, K, T) that the objects' own classes are given."""
+        assert batch.moves is not None
+        own = turns[torch.arange(batch.batch_size, device=turns.device), batch.labels]
+        entropy = F.cross_entropy(own, batch.moves.turn_index(turns.shape[2]), reduction="none")
+        plain = (batch.moves.stretch > 0).all(dim=1)
+        return self.config.loss.turn_weight * (entropy * plain).sum() / plain.sum().clamp_min(1)
 
     def validation_step(self, batch: ObjectBatch, index: int) -> None:
         """Keeps logits and labels for the epoch's end."""
