@@ -22,8 +22,9 @@ from voxelpool.structures import VoxelGrid, Voxels
 GRID = VoxelGrid((0, -40, -3, 70.4, 40, 1), (0.05, 0.05, 0.1))
 QUICK = VoxelGrid((0, -12.8, -3, 25.6, 12.8, 1), (0.2, 0.2, 0.1))
 ROUNDING = 1e-4
-# A rounding moves a value across a ReLU's corner now and then, and with it a part of a gradient.
-GRADIENT_ROUNDING = 0.02
+# In float64 the gradients agree (tests/nn/test_sparse_middle.py). In float32 a rounding moves
+# values across a ReLU's corner, and sums of gradients behind BatchNorm cancel.
+GRADIENT_ROUNDING = 0.1
 Network = Callable[[Tensor, Tensor, int], Tensor]
 STRIDED = ((3, 3, 3), (2, 2, 2), (1, 1, 1))
 
