@@ -11,9 +11,10 @@ import torch
 from _data import sweep
 from _measure import OURS, Case, Contender, Setting, main
 from _peers import spconv
+from _plain import PlainMiddle
 from torch import Tensor
 
-from voxelpool.nn import SparseCells, SparseMiddle
+from voxelpool.nn import SparseMiddle
 from voxelpool.nn.sparse import Backend, spconv_fault
 from voxelpool.ops import segment_mean, sparse_reach, sparse_table, voxelize
 from voxelpool.ops.reference import sparse as reference
@@ -35,33 +36,6 @@ def voxels_of(setting: Setting) -> tuple[Tensor, Voxels, str]:
     points = points.to(setting.device)
     voxels = voxelize(points, QUICK if setting.quick else GRID, max_points=5)
     return segment_mean(points[voxels.point_index], voxels.offsets), voxels, kind
-
-
-class PlainMiddle:
-    """The same layers in PyTorch: tables by searching; then gather, multiply, add, tap by tap."""
-
-    def __init__(self, middle: SparseMiddle) -> None:
-        self.middle = middle
-
-    def __call__(self, features: Tensor, coords: Tensor, batch_size: int) -> Tensor:
-        shape, rows, table = self.middle.grid_shape, features, None
-        for conv, norm in zip(self.middle.convs, self.middle.norms, strict=True):
-            layer = (conv.kernel, conv.stride, conv.padding)
-            if not conv.subm or table is None:
-                after = reference.out_shape(shape, *layer)
-                reached = coords
-                if not conv.subm:
-                    reached = reference.sparse_reach(coords, batch_size, shape, *layer)
-                table = reference.sparse_table(coords, reached, batch_size, shape, after, *layer)
-                coords, shape = reached, after
-            weight = conv.weight.flatten(1, 3).permute(1, 2, 0)
-            out = rows.new_zeros(len(coords), conv.out_channels)
-            for entries, matrix in zip(table.long().unbind(1), weight, strict=True):
-                cells = (entries >= 0).nonzero()[:, 0]
-                out = out.index_add(0, cells, rows[entries[cells]] @ matrix)
-            rows = torch.relu(norm(out))
-            table = table if conv.subm else None
-        return SparseCells(coords, batch_size, shape).to_bev(rows)
 
 
 def forward(
