@@ -8,7 +8,8 @@ What differs between the packages, and so has to be brought over:
 - the code of boxes. OpenPCDet, and mmdetection3d since 1.0, have it as here: x, y, z, length,
   width, height, yaw. Before (``legacy``), mmdetection3d had x, y, z, width, length, height and an
   angle a for which yaw = -a - pi/2; github.com/zhulf0804/PointPillars still has. There, direction 0
-  is a in [0, pi), which is the half turn of yaws that is direction 1 from an offset of -pi/2;
+  is a in [0, pi), which is the half turn of yaws that is direction 1 from an offset of -pi/2. (So
+  mmdetection3d trains it and evaluates it; its boxes themselves are turned by pi before 1.0);
 - the code of the points in a pillar. mmdetection3d overwrites x and y (and z, where it has an
   offset along z) with the offset to the middle of the pillar before they are read, so that its
   first layer sees that offset twice and no absolute place (``legacy``, its default; an oversight
@@ -25,7 +26,6 @@ import os
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -40,9 +40,11 @@ from voxelpool.models.detector import build_detector
 Format: TypeAlias = Literal["openpcdet", "mmdet3d", "pointpillars-zhulf0804"]
 #: Of boxes, or of the points in a pillar; see the module.
 Code: TypeAlias = Literal["auto", "current", "legacy"]
-SpconvVersion: TypeAlias = Literal["auto", "1", "2"]
 
 _COUNTER = "num_batches_tracked"
+_POINT_WEIGHT = "vfe.points.linear.weight"
+_CONVS = "middle.convs."
+_HEADS = ("rpn.score_head.", "rpn.residual_head.", "rpn.direction_head.")
 _HALF_PI = math.pi / 2
 
 
@@ -97,7 +99,8 @@ class _Origin:
     layers_before: int = 0
     """In a block, before its first convolution."""
     direction_offset: float = -_HALF_PI
-    legacy_boxes: bool = False
+    legacy_boxes: bool | None = False
+    """None: as the version was."""
     legacy_points: bool = False
     published: Mapping[str, Any] = field(default_factory=dict)
     """Settings of its configurations for KITTI that no weight's shape tells."""
@@ -191,6 +194,7 @@ _ORIGINS: dict[str, _Origin] = {
                 "conv_out",
             )
         ),
+        legacy_boxes=None,
         legacy_points=True,
         published={"grid.open": True, **_CLASS_NMS},
         published_for={
@@ -279,7 +283,6 @@ def import_weights(
     config: Config,
     *,
     classes: Sequence[str] | None = None,
-    spconv: SpconvVersion = "auto",
     boxes: Code = "auto",
     points: Code = "auto",
     allow_differences: bool = False,
@@ -293,7 +296,6 @@ def import_weights(
             what the package publishes for KITTI.
         classes: names in the order of the source's training; None takes the source's word for it,
             or the order that the package publishes.
-        spconv: which layout sparse weights have; auto tells by their shapes.
         boxes: how they are coded; auto is as the format has it, and for mmdet3d by its version:
             legacy before 1.0, current where the source does not say.
         points: how the points in a pillar are coded; auto is legacy but for OpenPCDet.
@@ -304,15 +306,19 @@ def import_weights(
         All weights of the detector, and what became of those of the source.
 
     Raises:
-        CheckpointError: a weight is missing, of another shape, or of a layout that its shape does
-            not tell; names it.
+        CheckpointError: a weight is missing, of another shape or not finite; names it.
         ConfigError: the configuration is of another network, of other classes, or contradicts the
             package's code; names the key.
         ValueError: an unknown format or option.
     """
-    for value, options in ((format, Format), (spconv, SpconvVersion), (boxes, Code), (points, Code)):
-        if value not in get_args(options):
-            raise ValueError(f"must be one of {', '.join(get_args(options))}, got {value!r}")
+    for name, chosen, options in (
+        ("format", format, Format),
+        ("boxes", boxes, Code),
+        ("points", points, Code),
+    ):
+        if chosen not in get_args(options):
+            known = ", ".join(get_args(options))
+            raise ValueError(f"{name} must be one of {known}, got {chosen!r}")
     if not isinstance(source, Source):
         source = Source(dict(source))
     origin = _ORIGINS[format]
@@ -331,34 +337,36 @@ def import_weights(
     given = source.weights
     missing = [ours for ours, theirs in names.items() if theirs not in given]
     _require_all([ours for ours in missing if not ours.endswith(_COUNTER)], names, source, format)
-    version = _spconv_version(names, wanted, given, spconv)
+    spconv1 = _is_of_spconv1(names, wanted, given)
     weights: dict[str, Tensor] = {}
     for ours, theirs in names.items():
         if ours in missing:
             weights[ours] = torch.zeros_like(wanted[ours])
             continue
         value = given[theirs].detach()
-        expected = _expected_shape(ours, wanted[ours], format, version)
+        expected = _expected_shape(ours, wanted[ours], format, spconv1)
         if tuple(value.shape) != expected:
             raise CheckpointError(
                 f"{theirs} has shape {_text(value.shape)}, but {ours}, which it should become, "
                 f"needs {_text(expected)}{_hint(ours, value, config)}"
             )
+        if not value.isfinite().all():
+            raise CheckpointError(f"{theirs} holds values that are not finite")
         value = value.to(wanted[ours].dtype)
-        if ours == "vfe.points.linear.weight":
+        if ours == _POINT_WEIGHT:
             value = _point_columns(value.flatten(1), legacy_points)
-        elif ours.startswith("middle.convs.") and version == "1":
+        elif ours.startswith(_CONVS) and spconv1:
             value = value.permute(4, 0, 1, 2, 3)
         elif ours.startswith(_HEADS):
             value = _head_channels(ours.split(".")[1], value, order, legacy_boxes)
         weights[ours] = value.contiguous().clone()
     used = set(names.values())
     left = tuple(name for name in given if name not in used)
-    layers = sorted({name.split(".")[0] for name in left if given[name].dim()})
-    if layers:
+    further = [name for name in left if given[name].is_floating_point()]  # no counter
+    if further:
         warnings.append(
-            f"the source has layers that this detector has not ({', '.join(layers)}): it is more "
-            "than this, or another network"
+            f"{_some(further)} of the source have no place here: it is more than this detector, "
+            "or another one"
         )
     mapped = tuple((names[ours], ours) for ours in names if ours not in missing)
     return ImportedWeights(weights, mapped, left, tuple(missing), tuple(warnings))
@@ -375,9 +383,6 @@ def write_checkpoint(
     state = {WEIGHTS_PREFIX + name: value for name, value in weights.items()}
     with atomic_write(path, "wb") as file:
         torch.save({**config_entry(config), "state_dict": state}, file)
-
-
-_HEADS = ("rpn.score_head.", "rpn.residual_head.", "rpn.direction_head.")
 
 
 def _their_name(ours: str, origin: _Origin) -> str:
@@ -398,14 +403,10 @@ def _their_name(ours: str, origin: _Origin) -> str:
 
 def _require_network(origin: _Origin, config: Config) -> None:
     """Raises ConfigError unless the origin has the configuration's layers at all."""
-    pair = (config.vfe.name, config.middle.name)
-    if pair == ("pillar", "scatter"):
-        known = True
-    else:
-        known = pair == ("mean", "sparse") and bool(origin.sparse)
-    if not known:
+    vfe, middle = config.vfe.name, config.middle.name
+    if vfe not in origin.published_for or (vfe, middle) == ("mean", "dense"):
         raise ConfigError(
-            f"{config.name}: {origin.title} has no network with vfe {pair[0]} and middle {pair[1]}"
+            f"{config.name}: {origin.title} has no network with vfe {vfe} and middle {middle}"
         )
     if isinstance(config.middle, SparseMiddleConfig) and config.middle.layout != "second":
         raise ConfigError(
@@ -420,16 +421,14 @@ def _require_network(origin: _Origin, config: Config) -> None:
         raise ConfigError(f"{config.name}: anchors: all classes must have as many rotations")
 
 
-def _has_legacy_boxes(
-    origin: _Origin, source: Source, boxes: Code, warnings: list[str]
-) -> bool:
+def _has_legacy_boxes(origin: _Origin, source: Source, boxes: Code, warnings: list[str]) -> bool:
     if boxes != "auto":
         return boxes == "legacy"
-    if origin.title != "mmdetection3d":
+    if origin.legacy_boxes is not None:
         return origin.legacy_boxes
     if source.version is None:
         warnings.append(
-            "the source does not say which version of mmdetection3d made it; its boxes are taken "
+            f"the source does not say which version of {origin.title} made it; its boxes are taken "
             "to be coded as since 1.0 (current, not legacy)"
         )
         return False
@@ -481,16 +480,12 @@ def _differences(
     for key, value in must.items():
         has = _setting(config, key)
         if not _equal(has, value, 1e-3):
-            yield True, (
-                f"{config.name}: {key} is {_plain(has)}, but {origin.title} has {_plain(value)}: "
-                "boxes would differ"
-            )
+            text = f"{config.name}: {key} is {_plain(has)}, but {origin.title} has {_plain(value)}"
+            yield True, f"{text}: boxes would differ"
     for row, anchor in enumerate(config.anchors):
         if not _equal(anchor.rotations, angles, 0.01):
-            yield True, (
-                f"{config.name}: anchors.{row}.rotations are {_plain(anchor.rotations)}, but "
-                f"{origin.title} has {_plain(angles)} (as yaws): boxes would be turned"
-            )
+            text = f"{config.name}: anchors.{row}.rotations are {_plain(anchor.rotations)}, but"
+            yield True, f"{text} {origin.title} has {_plain(angles)} (as yaws): boxes would differ"
 
     published = dict(origin.published) | dict(origin.published_for[config.vfe.name])
     doubts = [(key, _setting(config, key), value) for key, value in published.items()]
@@ -503,10 +498,8 @@ def _differences(
     for key, has, value in doubts:
         turned = key.endswith("rotations") and not _equal(has, value, 0.01)
         if not turned and not _equal(has, value, 1e-5):
-            yield False, (
-                f"{config.name}: {key} is {_plain(has)}, {origin.title} as it is published has "
-                f"{_plain(value)}: boxes will differ unless the source was trained or is used so"
-            )
+            text = f"{config.name}: {key} is {_plain(has)}; as {origin.title} publishes it, it is"
+            yield False, f"{text} {_plain(value)}: boxes differ unless the source has that too"
 
 
 def _setting(config: Config, key: str) -> Any:
@@ -541,7 +534,7 @@ def _require_all(
     if not missing:
         return
     text = f"{len(missing)} of the detector's {len(names)} tensors are missing in the source: "
-    text += ", ".join(names[ours] for ours in missing[:4]) + (", …" if len(missing) > 4 else "")
+    text += _some([names[ours] for ours in missing])
     starts = {
         name: {origin.blocks, origin.upsamples, *origin.heads.values()}
         for name, origin in _ORIGINS.items()
@@ -556,53 +549,45 @@ def _require_all(
     raise CheckpointError(text)
 
 
-def _spconv_version(
-    names: Mapping[str, str],
-    wanted: Mapping[str, Tensor],
-    given: Mapping[str, Tensor],
-    asked: SpconvVersion,
-) -> SpconvVersion:
-    """The layout that the shapes of all sparse weights fit."""
-    convs = [ours for ours in names if ours.startswith("middle.convs.")]
-    if asked != "auto" or not convs:
-        return asked if asked != "auto" else "2"
-    fits: list[SpconvVersion] = [
-        version
-        for version in ("1", "2")
-        if all(
-            tuple(given[names[ours]].shape) == _sparse_shape(wanted[ours], version)
-            for ours in convs
-        )
-    ]
-    if len(fits) == 1:
-        return fits[0]
-    if fits:
-        raise CheckpointError(
-            f"{names[convs[0]]} {_text(given[names[convs[0]]].shape)} and all other sparse weights "
-            "may be laid out as by spconv 1 or 2: say which"
-        )
-    second = [tuple(given[names[o]].shape) == _sparse_shape(wanted[o], "2") for o in convs]
-    return "2" if 2 * sum(second) >= len(convs) else "1"  # the nearer one; its errors are told
+def _some(names: Sequence[str]) -> str:
+    """The first names of a list."""
+    rest = len(names) - 4
+    return ", ".join(names[:4]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _sparse_shape(wanted: Tensor, version: SpconvVersion) -> tuple[int, ...]:
+def _is_of_spconv1(
+    names: Mapping[str, str], wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]
+) -> bool:
+    """Whether the shapes of most sparse weights are those of spconv 1.
+
+    One shape may be of both, (3, 3, 3, 3, 3); all together cannot: the first layer reads the four
+    columns of a point, and the last one's kernel has different edges.
+    """
+    convs = [ours for ours in names if ours.startswith(_CONVS)]
+    shapes = [(tuple(given[names[ours]].shape), wanted[ours]) for ours in convs]
+    first, second = (
+        sum(shape == _sparse_shape(weight, spconv1) for shape, weight in shapes)
+        for spconv1 in (True, False)
+    )
+    return first > second
+
+
+def _sparse_shape(wanted: Tensor, spconv1: bool) -> tuple[int, ...]:
     out, *kernel, inputs = wanted.shape
-    return (*kernel, inputs, out) if version == "1" else (out, *kernel, inputs)
+    return (*kernel, inputs, out) if spconv1 else (out, *kernel, inputs)
 
 
-def _expected_shape(
-    ours: str, wanted: Tensor, format: Format, version: SpconvVersion
-) -> tuple[int, ...]:
-    if ours.startswith("middle.convs."):
-        return _sparse_shape(wanted, version)
-    if ours == "vfe.points.linear.weight" and format == "pointpillars-zhulf0804":
+def _expected_shape(ours: str, wanted: Tensor, format: Format, spconv1: bool) -> tuple[int, ...]:
+    if ours.startswith(_CONVS):
+        return _sparse_shape(wanted, spconv1)
+    if ours == _POINT_WEIGHT and format == "pointpillars-zhulf0804":
         return (*wanted.shape, 1)  # a convolution of kernel 1
     return tuple(wanted.shape)
 
 
 def _hint(ours: str, value: Tensor, config: Config) -> str:
     """What may be done about a shape that does not fit."""
-    if ours == "vfe.points.linear.weight" and isinstance(config.vfe, PillarVFEConfig):
+    if ours == _POINT_WEIGHT and isinstance(config.vfe, PillarVFEConfig):
         offsets = {9: "xy", 10: "xyz"}.get(value.shape[1] if value.dim() > 1 else 0)
         if offsets is not None and offsets != config.vfe.offsets:
             return f" (it goes with vfe.offsets: {offsets})"
