@@ -11,18 +11,22 @@ import torch
 from _data import sweep
 from _measure import OURS, Case, Contender, Setting, main
 from _peers import spconv
+from _plain import PlainMiddle
 from torch import Tensor
 
 from voxelpool.nn import SparseMiddle
-from voxelpool.nn.sparse import spconv_fault
+from voxelpool.nn.sparse import Backend, spconv_fault
 from voxelpool.ops import segment_mean, sparse_reach, sparse_table, voxelize
+from voxelpool.ops.reference import sparse as reference
 from voxelpool.structures import VoxelGrid, Voxels
 
 GRID = VoxelGrid((0, -40, -3, 70.4, 40, 1), (0.05, 0.05, 0.1))
 QUICK = VoxelGrid((0, -12.8, -3, 25.6, 12.8, 1), (0.2, 0.2, 0.1))
 ROUNDING = 1e-4
-# A rounding moves a value across a ReLU's corner now and then, and with it a part of a gradient.
-GRADIENT_ROUNDING = 0.02
+# In float64 the gradients agree (tests/nn/test_sparse_middle.py). In float32 a rounding moves
+# values across a ReLU's corner, and sums of gradients behind BatchNorm cancel.
+GRADIENT_ROUNDING = 0.1
+Network = Callable[[Tensor, Tensor, int], Tensor]
 STRIDED = ((3, 3, 3), (2, 2, 2), (1, 1, 1))
 
 
@@ -34,18 +38,22 @@ def voxels_of(setting: Setting) -> tuple[Tensor, Voxels, str]:
     return segment_mean(points[voxels.point_index], voxels.offsets), voxels, kind
 
 
-def forward(middle: SparseMiddle, features: Tensor, voxels: Voxels) -> Callable[[], Tensor]:
+def forward(
+    middle: SparseMiddle, network: Network, features: Tensor, voxels: Voxels
+) -> Callable[[], Tensor]:
     """A call without gradients, BatchNorm by its running statistics."""
 
     def run() -> Tensor:
         middle.eval()
         with torch.no_grad():
-            return middle(features, voxels.coords, voxels.batch_size)
+            return network(features, voxels.coords, voxels.batch_size)
 
     return run
 
 
-def step(middle: SparseMiddle, features: Tensor, voxels: Voxels) -> Callable[[], list[Tensor]]:
+def step(
+    middle: SparseMiddle, network: Network, features: Tensor, voxels: Voxels
+) -> Callable[[], list[Tensor]]:
     """A call in training that ends with all gradients."""
     shape = (voxels.batch_size, middle.out_channels, *middle.out_size)
     grad = torch.linspace(-1, 1, middle.out_channels, device=features.device)
@@ -53,55 +61,67 @@ def step(middle: SparseMiddle, features: Tensor, voxels: Voxels) -> Callable[[],
 
     def run() -> list[Tensor]:
         middle.train()
-        out = middle(features, voxels.coords, voxels.batch_size)
+        out = network(features, voxels.coords, voxels.batch_size)
         return list(torch.autograd.grad(out, list(middle.parameters()), grad))
 
     return run
 
 
-def middles(setting: Setting, grid: VoxelGrid) -> dict[str, SparseMiddle | None]:
-    """The network in each back end that is there, all with the same weights."""
-    found: dict[str, SparseMiddle | None] = {}
-    for name in ("native", "spconv"):
-        if name == "spconv" and (spconv is None or spconv_fault(setting.device)):
-            found[name] = None
-            continue
-        torch.manual_seed(0)
-        middle = SparseMiddle(4, "second", grid_shape=grid.shape, backend=name)
-        found[name] = middle.to(setting.device)
-    return found
+def middle_of(setting: Setting, grid: VoxelGrid, backend: Backend) -> SparseMiddle:
+    """The network, with the same weights for each back end."""
+    torch.manual_seed(0)
+    return SparseMiddle(4, "second", grid_shape=grid.shape, backend=backend).to(setting.device)
 
 
 def cases(setting: Setting) -> Iterator[Case]:
     """The network forward and in training, then the table of its first strided layer."""
     features, voxels, kind = voxels_of(setting)
-    built = middles(setting, voxels.grid)
+    native, theirs = middle_of(setting, voxels.grid, "native"), None
+    if spconv is not None and not spconv_fault(setting.device):
+        theirs = middle_of(setting, voxels.grid, "spconv")
     size = " x ".join(map(str, voxels.grid.shape))
     what = f"{len(features):,} voxels of a {kind} sweep in {size} cells"
-    for title, call, tolerance in (
-        ("forward", forward, ROUNDING),
-        ("forward + backward", step, GRADIENT_ROUNDING),
-    ):
-        native, theirs = (
-            None if middle is None else call(middle, features, voxels)
-            for middle in (built["native"], built["spconv"])
-        )
-        result = list if call is step else lambda out: [out]
-        yield Case(
-            f"SECOND's middle layers, {title}, {what}",
-            [
-                Contender(OURS, native, result),
-                Contender("spconv", theirs, result, tolerance),
-            ],
-            goals={"spconv": 1.0},
-        )
+    yield Case(
+        f"SECOND's middle layers, forward, {what}",
+        [
+            Contender(OURS, forward(native, native, features, voxels), _whole),
+            Contender(
+                "spconv", theirs and forward(theirs, theirs, features, voxels), _whole, ROUNDING
+            ),
+            Contender(
+                "plain PyTorch",
+                forward(native, PlainMiddle(native), features, voxels),
+                _whole,
+                ROUNDING,
+            ),
+        ],
+        goals={"spconv": 1.0},
+    )
+    yield Case(
+        f"SECOND's middle layers, forward + backward, {what}",
+        [
+            Contender(OURS, step(native, native, features, voxels), list),
+            Contender(
+                "spconv", theirs and step(theirs, theirs, features, voxels), list, GRADIENT_ROUNDING
+            ),
+            Contender(
+                "plain PyTorch",
+                step(native, PlainMiddle(native), features, voxels),
+                list,
+                GRADIENT_ROUNDING,
+            ),
+        ],
+        goals={"spconv": 1.0},
+    )
     yield tables(voxels, what)
+
+
+def _whole(out: Tensor) -> list[Tensor]:
+    return [out]
 
 
 def tables(voxels: Voxels, what: str) -> Case:
     """Which row each tap reads: against sorting and searching, in PyTorch."""
-    from voxelpool.ops.reference import sparse as reference
-
     frames, shape = voxels.batch_size, voxels.grid.shape
     after = reference.out_shape(shape, *STRIDED)
 

@@ -17,12 +17,12 @@ from pathlib import Path
 import _curves
 import _tables
 import bench_boxes
+import bench_detectors
 import bench_pool
 import bench_pyramid
 import bench_sparse
 import bench_vfe
 import bench_voxelize
-import bench_voxelnet
 from _measure import measure_families, parser, save, setting_of
 from rich.console import Console
 
@@ -36,7 +36,8 @@ FAMILIES = {
     "vfe": bench_vfe.cases,
     "pyramid": bench_pyramid.cases,
     "sparse": bench_sparse.cases,
-    "voxelnet": bench_voxelnet.cases,
+    "voxelnet": bench_detectors.voxelnet_cases,
+    "family": bench_detectors.family_cases,
 }
 
 

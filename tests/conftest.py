@@ -59,6 +59,14 @@ def kitti_eval_cases() -> Path:
 
 
 @pytest.fixture(scope="session")
+def reference_pointpillars() -> Path:
+    """A PointPillars checkpoint of another package, with its outputs on real frames."""
+    return _folder_from_environment(
+        "REFERENCE_POINTPILLARS", "a folder with another package's checkpoint and its outputs"
+    )
+
+
+@pytest.fixture(scope="session")
 def modelnet10() -> Path:
     """The folder of ModelNet10's archive of occupancy grids."""
     return _folder_from_environment("MODELNET10", "a folder with modelnet10.npz")

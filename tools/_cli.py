@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -22,6 +22,9 @@ from rich.progress import (
 )
 
 from voxelpool.errors import VoxelpoolError
+
+if TYPE_CHECKING:
+    from voxelpool.config import AnyConfig
 
 T = TypeVar("T")
 console = Console(soft_wrap=True)
@@ -62,6 +65,23 @@ def repeat_options(arguments: Sequence[str], options: Sequence[str]) -> list[str
             first = False
         spread.append(argument)
     return spread
+
+
+def say_backend(config: AnyConfig, device: str | None = None) -> None:
+    """Prints what computes the sparse middle layers of a configuration, if it has any.
+
+    ``device`` None is the one that training takes: CUDA where there is one.
+    """
+    import torch  # here, since half of the tools start without it
+
+    from voxelpool.config import Config, SparseMiddleConfig
+    from voxelpool.nn.sparse import resolve_backend
+
+    if not (isinstance(config, Config) and isinstance(config.middle, SparseMiddleConfig)):
+        return
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    backend = resolve_backend(config.middle.backend, place)
+    console.print(f"sparse middle layers: {backend} (middle.backend: {config.middle.backend})")
 
 
 def warn(message: str) -> None:

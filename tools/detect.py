@@ -75,6 +75,7 @@ def main(
     if calib is not None and len(paths) > 1:
         raise DataError(f"--calib belongs to one sweep, but INPUT names {len(paths)}")
     detector = load_detector(checkpoint, settings).to(device)
+    _cli.say_backend(settings, device)
     if not overwrite:
         refuse_existing(out)
     out.mkdir(parents=True, exist_ok=True)

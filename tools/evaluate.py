@@ -146,6 +146,7 @@ def detect_split(
     if out is not None:
         refuse_existing(out)
     detector = load_detector(checkpoint, config).to(device)
+    _cli.say_backend(config, device)
     frames = KittiDataset(
         config.data.root,
         split or config.data.val_split,

@@ -20,7 +20,6 @@ from voxelpool.models.import_weights import (
     Code,
     Format,
     ImportedWeights,
-    SpconvVersion,
     import_weights,
     read_source,
     write_checkpoint,
@@ -45,9 +44,6 @@ def main(
             help="the source's classes in their order, if it is not the one that is published",
         ),
     ] = None,
-    spconv: Annotated[
-        SpconvVersion, typer.Option(help="that laid out sparse weights; auto tells by their shape")
-    ] = "auto",
     boxes: Annotated[
         Code,
         typer.Option(
@@ -90,7 +86,6 @@ def main(
             format,
             settings,
             classes=classes,
-            spconv=spconv,
             boxes=boxes,
             points=points,
             allow_differences=allow_differences,

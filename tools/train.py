@@ -33,6 +33,7 @@ def main(
     settings = load_config(config, overrides or [])
     place = find_run(settings, run) if resume else new_run(settings, run)
     _cli.console.print(f"{'resuming' if resume else 'training'} {settings.name} in {place.folder}")
+    _cli.say_backend(settings)
     with _cli.reading() as reading:
         fit(settings, place, resume=resume, reading=reading)
     metric = "accuracy" if isinstance(settings, ClassifierConfig) else "AP"

@@ -122,16 +122,19 @@ def test_a_missing_peer_is_named(load) -> None:
     assert rows[1][:2] == ["peer", "not here"]
 
 
-def test_the_plain_network_is_the_same_in_float64(load) -> None:
-    bench, plain = load("bench_voxelnet"), load("_plain")
+@pytest.mark.parametrize("name", ["VOXELNET", "SECOND", "POINTPILLARS"])
+def test_the_plain_network_is_the_same_in_float64(load, name: str) -> None:
+    bench, plain = load("bench_detectors"), load("_plain")
     points, _ = bench.sweep(True, 800)
-    net = bench.detector(points, quick=True).double().train()
+    net = bench.detector(getattr(bench, name), points, quick=True).double().train()
     voxels, doubles = net.voxelize(points), points.double()
     found = []
-    for outputs in (net.predict(doubles, voxels), plain.PlainVoxelNet(net)(doubles)):
-        scores, residuals, _ = outputs
-        loss = (scores * torch.linspace(0, 1, scores.numel()).view_as(scores)).sum()
-        loss = loss + residuals.square().sum()
+    for predictions in (net.predict(doubles, voxels), plain.PlainDetector(net)(doubles)):
+        outputs = [part for part in predictions if part is not None]
+        loss = sum(
+            (part * torch.linspace(0, 1, part.numel()).view_as(part)).sum() + part.square().sum()
+            for part in outputs
+        )
         found.append([*outputs, *torch.autograd.grad(loss, list(net.parameters()))])
     for ours, theirs in zip(*found, strict=True):
         scale = float(theirs.detach().abs().max())

@@ -403,3 +403,22 @@ def test_real_voxels(real_voxels, other, request):
     found = output_and_gradients(lambda x: middle(x, *arguments), features, weights)
     assert found[0].any(dim=1).sum() > 500
     assert_all_near(found, expected, tolerance)
+
+
+@pytest.mark.parametrize(
+    ("stages", "voxel_size"), [("second", (0.05, 0.05, 0.1)), ("two_stage", (0.2, 0.2, 0.4))]
+)
+def test_named_networks_on_a_real_sweep(spconv, kitti_sample, stages, voxel_size):
+    path = min((kitti_sample / "training" / "velodyne").glob("*.bin"))
+    points = torch.from_numpy(read_sweep(path))
+    grid = VoxelGrid((0, -40, -3, 70.4, 40, 1), voxel_size)
+    voxels = voxelize(points, grid, max_points=5, max_voxels=20_000)
+    features = segment_mean(points[voxels.point_index], voxels.offsets)
+    results = []
+    for backend in ("native", "spconv"):
+        torch.manual_seed(0)
+        middle = SparseMiddle(4, stages, grid_shape=grid.shape, backend=backend).eval()
+        with torch.no_grad():
+            results.append(middle(features, voxels.coords, 1))
+    assert results[0].any(dim=1).sum() > 2000
+    assert_all_near(results[:1], results[1:], 1e-5)

@@ -83,6 +83,7 @@ def test_train_evaluate_and_detect(
     constant = "train.schedule.name=constant"
     code, out, _ = run_tool("train", config_path, constant, "train.epochs=2", "--run", run)
     assert code == 0 and str(run) in out
+    assert ("sparse middle layers: native" in out) == (model == "second")
     last = run / "checkpoints" / "last.ckpt"
     code, out, _ = run_tool(
         "train", config_path, constant, "train.epochs=3", "--run", run, "--resume"

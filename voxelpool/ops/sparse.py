@@ -19,7 +19,7 @@ from voxelpool.ops.reference import sparse as reference
 
 _MOST_CELLS = 1 << 62
 # The kernel marks the lines of the output that voxels reach, and the cells of one line.
-_MOST_LINES, _MOST_COLUMNS = 1 << 31, 1 << 22
+_MOST_LINES, _MOST_COLUMNS = 1 << 27, 1 << 22
 
 
 def sparse_table(

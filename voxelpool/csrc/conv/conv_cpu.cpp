@@ -133,7 +133,8 @@ VP_INLINE int64_t entry(const Table& table, int64_t cell, int64_t tap) {
   return row;
 }
 
-constexpr int64_t kCells = 96;  // cells that are worked on at once: their sums stay in the cache
+constexpr int64_t kSums = 96 * 64;  // sums that are worked on at once: they stay in the cache
+constexpr int64_t kCells = 96;      // cells whose gradients are worked on at once
 
 }  // namespace
 
@@ -156,10 +157,11 @@ void gather_conv_cpu(DType dtype, const void* rows, const Table& table, const Co
   if (table.cells) pack(half, weight, taps, units, scale, blocks, packed.data(), threads);
 
   const auto multiply = kernels.multiply[blocks.vectors - 1];
-  const int64_t pieces = (table.cells + kCells - 1) / kCells;
+  const int64_t most = kSums / width;
+  const int64_t pieces = (table.cells + most - 1) / most;
   run_tasks(pieces, threads, [&](int64_t piece) {
-    const int64_t first = piece * kCells;
-    const int64_t cells = std::min(kCells, table.cells - first);
+    const int64_t first = piece * most;
+    const int64_t cells = std::min(most, table.cells - first);
     AlignedFloats sums(cells * width);
     // The cells that each tap finds a row for, tap after tap.
     std::vector<const float*> from(taps * cells);

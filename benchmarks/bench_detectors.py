@@ -1,17 +1,19 @@
-"""The whole network at the paper's size: one sweep forward, and one training step.
+"""Whole detectors at their papers' size: one sweep forward, and one training step.
 
-Example: KITTI_SAMPLE_DIR=path/to/frames python benchmarks/bench_voxelnet.py --seconds 120
+Example: KITTI_SAMPLE_DIR=path/to/frames python benchmarks/bench_detectors.py --seconds 120
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from _data import boxes, sweep
 from _measure import OURS, Case, Contender, Setting, main
-from _plain import PlainVoxelNet
+from _plain import PlainDetector
 from torch import Tensor, nn
 
 from voxelpool.config import load_config
@@ -19,15 +21,65 @@ from voxelpool.detection.box_coder import decode
 from voxelpool.machine import peak_memory
 from voxelpool.models.detector import VoxelDetector, build_detector
 
-CONFIG = Path(__file__).parents[1] / "configs" / "voxelnet_car.yaml"
-QUICK = (
-    "grid.range=[0,-12.8,-3,25.6,12.8,1]",
-    "vfe.channels=[8,16]",
-    "vfe.out_channels=16",
-    "middle.channels=[8,8,8]",
-    "rpn.layers=[1,1,1]",
-    "rpn.channels=[16,16,16]",
-    "rpn.upsample_channels=[16,16,16]",
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A detector that is measured.
+
+    Attributes:
+        name: as tables have it.
+        config: its file in configs/.
+        quick: overrides that make it small.
+        goals: times faster than plain PyTorch: float32, bfloat16 (against float32), training.
+    """
+
+    name: str
+    config: str
+    quick: tuple[str, ...]
+    goals: dict[str, float] = field(default_factory=dict)
+
+    def build(self, quick: bool) -> VoxelDetector:
+        """The network, untrained, with the same weights each time."""
+        torch.manual_seed(0)
+        overrides = list(self.quick) if quick else []
+        return build_detector(load_config(CONFIGS / f"{self.config}.yaml", overrides))
+
+    def goal(self, what: str) -> dict[str, float]:
+        """What a case is held to."""
+        return {"plain PyTorch": self.goals[what]} if what in self.goals else {}
+
+
+NARROW = ("rpn.channels=[16,16,16]", "rpn.upsample_channels=[16,16,16]", "rpn.layers=[1,1,1]")
+VOXELNET = Subject(
+    "VoxelNet",
+    "voxelnet_car",
+    (
+        "grid.range=[0,-12.8,-3,25.6,12.8,1]",
+        "vfe.channels=[8,16]",
+        "vfe.out_channels=16",
+        "middle.channels=[8,8,8]",
+        *NARROW,
+    ),
+    {"float32": 3.0, "bfloat16": 8.0, "training": 2.0},
+)
+SECOND = Subject(
+    "SECOND",
+    "second_car",
+    (
+        "grid.range=[0,-12.8,-3,25.6,12.8,1]",
+        "middle.channels=[4,4,8,8,8]",
+        "rpn.channels=[16,16]",
+        "rpn.upsample_channels=[16,16]",
+        "rpn.layers=[1,1]",
+    ),
+)
+POINTPILLARS = Subject(
+    "PointPillars",
+    "pointpillars_car",
+    ("grid.range=[0,-10.24,-3,20.48,10.24,1]", "vfe.out_channels=16", *NARROW),
+    {"float32": 1.5},
 )
 ROUNDING = 1e-4
 # In float64 the gradients agree to 1e-9 (tests/benchmarks). In float32 torch's statistics of maps
@@ -37,11 +89,9 @@ BFLOAT16_ROUNDING = 0.1  # the facts of the case say what this makes of boxes an
 CENTRE, SCORE = "a box moves by, m, at most", "a score changes by, at most"
 
 
-def detector(points: Tensor, quick: bool) -> VoxelDetector:
+def detector(subject: Subject, points: Tensor, quick: bool) -> VoxelDetector:
     """The network, on the device of the points, its statistics those of the sweep."""
-    torch.manual_seed(0)
-    net = build_detector(load_config(CONFIG, list(QUICK) if quick else []))
-    net = net.to(points.device).train()
+    net = subject.build(quick).to(points.device).train()
     norms = [
         module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
     ]
@@ -65,10 +115,12 @@ def inference(net: nn.Module, points: Tensor, half: bool) -> Callable[[], Sequen
     return run
 
 
-def forward(setting: Setting, net: VoxelDetector, points: Tensor, kind: str) -> Iterator[Case]:
+def forward(
+    subject: Subject, setting: Setting, net: VoxelDetector, points: Tensor, kind: str
+) -> Iterator[Case]:
     """Float32, and the fastest mode."""
-    plain = PlainVoxelNet(net)
-    title = f"VoxelNet forward, {kind} sweep of {len(points):,} points"
+    plain = PlainDetector(net)
+    title = f"{subject.name} forward, {kind} sweep of {len(points):,} points"
     exact = inference(net, points, False)
     peers = {
         "plain PyTorch": inference(plain, points, False),
@@ -80,8 +132,8 @@ def forward(setting: Setting, net: VoxelDetector, points: Tensor, kind: str) -> 
             Contender(OURS, exact, list),
             Contender("plain PyTorch", peers["plain PyTorch"], list, ROUNDING),
         ],
-        goals={"plain PyTorch": 3.0},
-        facts=peaks(setting),
+        goals=subject.goal("float32"),
+        facts=peaks(subject, setting),
     )
     fastest = inference(net, points, True)
     yield Case(
@@ -96,8 +148,8 @@ def forward(setting: Setting, net: VoxelDetector, points: Tensor, kind: str) -> 
                 BFLOAT16_ROUNDING,
             ),
         ],
-        goals={"plain PyTorch": 8.0},
-        limit_ms=5.0 if setting.device == "cuda" else None,
+        goals=subject.goal("bfloat16"),
+        limit_ms=5.0 if setting.device == "cuda" and subject is VOXELNET else None,
         facts=deviations(net, exact(), fastest()),
     )
 
@@ -115,25 +167,27 @@ def deviations(
     }
 
 
-def peaks(setting: Setting) -> dict[str, float]:
+def peaks(subject: Subject, setting: Setting) -> dict[str, float]:
     """What the process grows by in a forward pass, MB."""
     if setting.device != "cpu" or setting.quick:
         return {}
     names = ("voxelpool", "plain PyTorch")
     return {
-        f"peak MB, {name}": peak_memory(_prepare, name, setting.threads, setting.quick)
+        f"peak MB, {name}": peak_memory(_prepare, subject, name, setting.threads, setting.quick)
         for name in names
     }
 
 
-def _prepare(name: str, threads: int, quick: bool) -> Callable[[], Sequence[Tensor]]:
+def _prepare(
+    subject: Subject, name: str, threads: int, quick: bool
+) -> Callable[[], Sequence[Tensor]]:
     torch.set_num_threads(threads)
     points, _ = sweep(True, 800 if quick else 19_000)
-    net = build_detector(load_config(CONFIG, list(QUICK) if quick else [])).eval()
-    return inference(net if name == "voxelpool" else PlainVoxelNet(net), points, False)
+    net = subject.build(quick).eval()
+    return inference(net if name == "voxelpool" else PlainDetector(net), points, False)
 
 
-def training(net: VoxelDetector, points: Tensor, kind: str) -> Case:
+def training(subject: Subject, net: VoxelDetector, points: Tensor, kind: str) -> Case:
     """Forward, loss and backward."""
     weights = list(net.parameters())
     objects = boxes(8, 20.0).to(points.device)
@@ -148,23 +202,28 @@ def training(net: VoxelDetector, points: Tensor, kind: str) -> Case:
         return run
 
     return Case(
-        f"VoxelNet training step, {kind} sweep of {len(points):,} points, float32",
+        f"{subject.name} training step, {kind} sweep of {len(points):,} points, float32",
         [
             Contender(OURS, step(net), list),
-            Contender("plain PyTorch", step(PlainVoxelNet(net)), list, GRADIENT_ROUNDING),
+            Contender("plain PyTorch", step(PlainDetector(net)), list, GRADIENT_ROUNDING),
         ],
-        goals={"plain PyTorch": 2.0},
+        goals=subject.goal("training"),
     )
 
 
-def cases(setting: Setting) -> Iterator[Case]:
-    """Forward in both precisions, then a training step."""
+def cases(setting: Setting, subjects: Sequence[Subject]) -> Iterator[Case]:
+    """Of each detector, forward in both precisions, then a training step."""
     points, kind = sweep(True, setting.size(19_000, 800))
     points = points.to(setting.device)
-    net = detector(points, setting.quick)
-    yield from forward(setting, net, points, kind)
-    yield training(net, points, kind)
+    for subject in subjects:
+        net = detector(subject, points, setting.quick)
+        yield from forward(subject, setting, net, points, kind)
+        yield training(subject, net, points, kind)
+
+
+voxelnet_cases = partial(cases, subjects=[VOXELNET])
+family_cases = partial(cases, subjects=[SECOND, POINTPILLARS])
 
 
 if __name__ == "__main__":
-    main("voxelnet", cases, __doc__)
+    main("detectors", partial(cases, subjects=[VOXELNET, SECOND, POINTPILLARS]), __doc__)
