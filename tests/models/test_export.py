@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from voxelpool.config import parse_config
+from voxelpool.config import load_config, parse_config
+from voxelpool.datasets.sweeps import read_lone_sweep
 from voxelpool.detection import Detections, Predictions
 from voxelpool.errors import VoxelpoolError
 from voxelpool.models import VoxelDetector, build_detector
 from voxelpool.models.export import (
+    SUFFIXES,
+    Format,
     PlainDetector,
     PlainNetwork,
     describe,
@@ -21,6 +24,9 @@ from voxelpool.models.export import (
     export_program,
     open_exported,
 )
+from voxelpool.models.import_weights import import_weights, read_source
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 RANGE = [0, -6.4, -3, 12.8, 6.4, 1]
 RPN = """
@@ -291,3 +297,31 @@ def test_a_wrong_export_is_not_written(tmp_path: Path, monkeypatch: pytest.Monke
     assert path.read_text() == "mine"
     export_detector(detector, path, "torch-export", overwrite=True, check=False)
     check_exported(path, detector)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["torch-export", "onnx"])
+def test_trained_weights_on_real_frames(
+    format: Format, kitti_sample: Path, reference_pointpillars: Path, tmp_path: Path
+) -> None:
+    """Boxes of the exported detector are the detector's, on sweeps of 3000 to 9000 pillars."""
+    if format == "onnx":
+        pytest.importorskip("onnxscript", reason="extra [export] is not installed")
+        pytest.importorskip("onnxruntime", reason="extra [export] is not installed")
+    config = load_config(CONFIGS / "pointpillars_zhulf0804.yaml")
+    source = read_source(reference_pointpillars / "checkpoint.pth")
+    detector = build_detector(config).eval()
+    weights = import_weights(source, "pointpillars-zhulf0804", config).weights
+    detector.load_state_dict(dict(weights), strict=False)
+    path = tmp_path / f"pillars{SUFFIXES[format]}"
+    export_detector(detector, path, format, check=False)
+    run = open_exported(path)
+    sweeps = sorted((kitti_sample / "training" / "velodyne").glob("*.bin"))[:3]
+    for sweep in sweeps:
+        points = torch.from_numpy(read_lone_sweep(sweep).points)
+        with torch.no_grad():
+            found = detections(detector, run(*inputs_of(detector, points)))
+        (expected,) = detector.detect(points)
+        assert found.class_ids.tolist() == expected.class_ids.tolist()
+        torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-4)
+        torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-5)
