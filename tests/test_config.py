@@ -8,6 +8,7 @@ import pytest
 
 from voxelpool.config import (
     ClassifierConfig,
+    ObjectAugmentConfig,
     dump_config,
     load_config,
     load_detector_config,
@@ -128,14 +129,16 @@ def test_class_named_twice() -> None:
 
 
 def test_classifier_configs() -> None:
-    """VoxNet's own moves and votes (facts 4.8), and what the sources imply."""
+    """VoxNet's own moves (facts 4.8), of them quarter turns, and what the sources imply."""
     config = load_config(MODELNET)
     assert isinstance(config, ClassifierConfig)
     assert config.classes[:2] == ("bathtub", "bed") and len(config.classes) == 10
     assert config.objects.val_split_name == "test"
-    moves = config.objects.augment
-    assert (moves.rotations, moves.mirror, moves.jitter) == (12, 0.2, 2)
-    assert (config.objects.votes, config.classifier.grid_size) == (12, 32)
+    own, moves = ObjectAugmentConfig(), config.objects.augment
+    assert (own.rotations, own.mirror, own.jitter, own.scale, own.drop) == (12, 0.2, 2, 0, 0)
+    assert (moves.rotations, moves.mirror, moves.jitter) == (4, own.mirror, own.jitter)
+    assert (config.objects.votes, config.classifier.turns) == (4, 4)
+    assert config.classifier.grid_size == 32
     crops = load_config(CROPS)
     assert crops.objects.val_split_name == "val" and "pole" in crops.classes
     assert load_config(CROPS, ["objects.classes=[Car,pole]"]).classes == ("Car", "pole")
