@@ -64,7 +64,7 @@ def main(
 
     Example: python tools/compare_pooling.py --jobs 2 --sweeps data/simulated
 
-    Example: python tools/compare_pooling.py --only heads_modelnet10 squeeze --seeds 0 1 --short
+    Example: python tools/compare_pooling.py --only voxnet --seeds 0 1 --short
     """
     folder = out or Path("runs", "compare_pooling_short" if short else "compare_pooling")
     failures: dict[str, str] = {}

@@ -30,6 +30,9 @@ class Network(nn.Module):
             strides=strides,
             channels=(4, 6, 5)[:count],
             upsample_channels=(5, 3, 4)[:count],
+            classes_per_anchor=count,
+            directions=True,
+            unit_upsample_kernel=3 if count == 3 else 1,
         )
         for module in self.modules():
             if isinstance(module, NORMS):  # a blank cell is then not zero

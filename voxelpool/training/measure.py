@@ -231,9 +231,9 @@ def training_step(config: AnyConfig, batch: dict[str, np.ndarray]) -> Step:
     counts = batch["counts"].tolist()
 
     def step() -> None:
-        maps = detector(tensors["points"], tensors["batch"], len(counts))
+        predictions = detector(tensors["points"], tensors["batch"], len(counts))
         boxes, classes = tensors["boxes"].split(counts), tensors["classes"].split(counts)
-        loss: Tensor = detector.loss(*maps, boxes, classes)["loss"]
+        loss: Tensor = detector.loss(predictions, boxes, classes)["loss"]
         loss.backward()
 
     return step
