@@ -192,8 +192,6 @@ def check_exported(path: Path, detector: VoxelDetector, *, takes: str = "voxels"
         (NET, "voxels"),
         (PILLARS, "voxels"),
         (PILLARS, "points"),
-        pytest.param(NET, "points", marks=pytest.mark.slow),
-        pytest.param(SECOND, "voxels", marks=pytest.mark.slow),
         pytest.param(SECOND, "points", marks=pytest.mark.slow),
     ],
     ids=lambda value: value.split()[1].removeprefix("tiny_") if " " in value else value,
@@ -231,9 +229,10 @@ def test_onnx(text: str, tmp_path: Path) -> None:
     assert json.loads(entry.value) == describe(detector)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("takes", ["voxels", "points"])
-@pytest.mark.parametrize("text", FAMILY.values(), ids=FAMILY)
+@pytest.mark.slow  # PointPillars: tests/test_deploy.py
+@pytest.mark.parametrize(
+    ("text", "takes"), [(NET, "voxels"), (SECOND, "points")], ids=["voxelnet", "second"]
+)
 def test_packages(text: str, takes: str, tmp_path: Path) -> None:
     detector = built(text)
     path = tmp_path / "detector.pt2"

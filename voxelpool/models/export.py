@@ -182,7 +182,7 @@ class PlainDetector(nn.Module):
             numbers = reference.random63(0, reference.POINT_SALT, rows)
             rows = rows[_smallest(voxel, numbers, block.max_points)]
             counts = counts.clamp(max=block.max_points)
-        return cells, counts, rows
+        return _bounded(cells), _bounded(counts), rows
 
     def example(self) -> tuple[Tensor]:
         """An input to trace with."""
@@ -441,9 +441,7 @@ def _reached(
         sees = sees & (cell < after[axis])
         out = (out[:, :, None] * after[axis] + cell).flatten(1)
         inside = (inside[:, :, None] & sees).flatten(1)
-    found = torch.unique(out[inside])
-    torch._check(found.shape[0] < 1 << 31)  # for exporters, which reckon with sizes up to 2^63
-    return found
+    return _bounded(torch.unique(out[inside]))
 
 
 def _neighbours(
@@ -467,6 +465,12 @@ def _neighbours(
     keys = torch.cat([keys, keys.new_full((1,), torch.iinfo(torch.int64).max)])
     row = torch.searchsorted(keys, wanted.contiguous())
     return torch.where(inside & (keys[row] == wanted), row, keys.shape[0] - 1)
+
+
+def _bounded(rows: Tensor) -> Tensor:
+    """``rows``; tells exporters, which reckon with up to 2^63 of them, that they are fewer."""
+    torch._check(rows.shape[0] < 1 << 31)
+    return rows
 
 
 def _put(target: Tensor, index: Tensor, rows: Tensor) -> Tensor:
