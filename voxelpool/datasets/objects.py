@@ -32,7 +32,7 @@ Progress = Callable[[str, int, int], None]
 _SAMPLED = 4096
 # Longer things are cut to this (m) about the spot nearest to the sensor, taller ones from below.
 _REACH, _TALLEST = 6.0, 4.0
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)

@@ -254,7 +254,7 @@ def _backdrop_piece(
     if rng.random() < woods:
         height = rng.uniform(5, 11)
         mesh = statics.hedge(rng, length, 5.0, height)
-        site.add_static("bush", mesh, (length, 4.0), s, t, yaw)
+        site.add_static("tree", mesh, (length, 4.0), s, t, yaw)  # a row of them
     elif rng.random() < 0.85:
         mesh = statics.house(rng, length, 9.0, rng.uniform(5, 13))
         site.add_static("wall", mesh, (length, 9.0), s, t, yaw)
