@@ -14,7 +14,7 @@ import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-FAMILIES = {"pool", "voxelize", "boxes", "vfe", "pyramid", "sparse", "voxelnet"}
+FAMILIES = {"pool", "voxelize", "boxes", "vfe", "pyramid", "sparse", "voxelnet", "family"}
 
 
 @pytest.fixture
