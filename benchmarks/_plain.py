@@ -22,6 +22,7 @@ from voxelpool.nn import (
     point_features,
 )
 from voxelpool.ops.reference import sparse as reference
+from voxelpool.ops.reference.cells import conv_shape
 from voxelpool.structures import Voxels
 
 
@@ -65,7 +66,7 @@ class PlainMiddle:
         for conv, norm in zip(self.middle.convs, self.middle.norms, strict=True):
             layer = (conv.kernel, conv.stride, conv.padding)
             if not conv.subm or table is None:
-                after = reference.out_shape(shape, *layer)
+                after = conv_shape(shape, *layer)
                 reached = coords
                 if not conv.subm:
                     reached = reference.sparse_reach(coords, batch_size, shape, *layer)

@@ -18,6 +18,7 @@ from voxelpool.nn import SparseMiddle
 from voxelpool.nn.sparse import Backend, spconv_fault
 from voxelpool.ops import segment_mean, sparse_reach, sparse_table, voxelize
 from voxelpool.ops.reference import sparse as reference
+from voxelpool.ops.reference.cells import conv_shape
 from voxelpool.structures import VoxelGrid, Voxels
 
 GRID = VoxelGrid((0, -40, -3, 70.4, 40, 1), (0.05, 0.05, 0.1))
@@ -123,7 +124,7 @@ def _whole(out: Tensor) -> list[Tensor]:
 def tables(voxels: Voxels, what: str) -> Case:
     """Which row each tap reads: against sorting and searching, in PyTorch."""
     frames, shape = voxels.batch_size, voxels.grid.shape
-    after = reference.out_shape(shape, *STRIDED)
+    after = conv_shape(shape, *STRIDED)
 
     def ours() -> list[Tensor]:
         reached = sparse_reach(voxels.coords, frames, shape, *STRIDED)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from voxelpool.ops import sparse_reach, sparse_table
 from voxelpool.ops.reference import sparse as reference
+from voxelpool.ops.reference.cells import conv_shape
 
 OPS = torch.ops.voxelpool
 SUBMANIFOLD = ((3, 3, 3), (1, 1, 1), (1, 1, 1))
@@ -70,7 +71,7 @@ triples = st.tuples(*[st.integers(1, 4)] * 3)
 def test_any_geometry(batch_size, shape, kernel, stride, padding, share, seed):
     coords = cells_of(batch_size, shape, share, seed)
     layer = (kernel, stride, padding)
-    after = reference.out_shape(shape, *layer)
+    after = conv_shape(shape, *layer)
     if min(after) < 1:
         with pytest.raises(ValueError, match="has no output"):
             sparse_reach(coords, batch_size, shape, *layer)
@@ -94,7 +95,7 @@ def test_voxels_on_every_border(device, layer):
         [(frame, *cell) for frame in (0, 2) for cell in itertools.product(*corners)]
     ).int()
     expected = brute_reach(coords, shape, *layer)
-    after = reference.out_shape(shape, *layer)
+    after = conv_shape(shape, *layer)
     reached = sparse_reach(coords.to(device), 3, shape, *layer)
     assert reached.dtype == torch.int32 and torch.equal(reached.cpu(), expected)
     table = sparse_table(coords.to(device), reached, 3, shape, after, *layer)
@@ -108,7 +109,7 @@ def test_grids_that_no_map_would_hold(device):
     coords = torch.tensor([(0, 0, 0, 0), (0, 5, 6, 7), (1, last, last, last)]).int()
     coords = coords.to(device)
     for layer in (SUBMANIFOLD, STRIDED):
-        after = reference.out_shape(shape, *layer)
+        after = conv_shape(shape, *layer)
         reached = sparse_reach(coords, 2, shape, *layer)
         table = sparse_table(coords, reached, 2, shape, after, *layer)
         assert torch.equal(table.cpu(), brute_table(coords.cpu(), reached.cpu(), *layer))
@@ -140,7 +141,7 @@ def test_threads_do_not_change_a_bit():
         for threads in (1, 2, 7):
             torch.set_num_threads(threads)
             reached = sparse_reach(coords, 2, shape, *STRIDED)
-            after = reference.out_shape(shape, *STRIDED)
+            after = conv_shape(shape, *STRIDED)
             results.append((reached, sparse_table(coords, reached, 2, shape, after, *STRIDED)))
     finally:
         torch.set_num_threads(before)
@@ -157,7 +158,7 @@ def test_threads_do_not_change_a_bit():
 def test_opcheck(device):
     shape = (4, 5, 6)
     coords = cells_of(2, shape, 0.3).to(device)
-    after = reference.out_shape(shape, *STRIDED)
+    after = conv_shape(shape, *STRIDED)
     reached = sparse_reach(coords, 2, shape, *STRIDED)
     torch.library.opcheck(OPS.sparse_reach.default, (coords, 2, shape, *STRIDED))
     torch.library.opcheck(OPS.sparse_table.default, (coords, reached, 2, shape, after, *STRIDED))

@@ -38,6 +38,13 @@ from voxelpool.models.detector import VoxelDetector
 from voxelpool.nn import VFE, DenseMiddle, MeanVFE, ScatterMiddle, SparseMiddle, reach
 from voxelpool.nn.reach import Triple
 from voxelpool.ops.reference import voxelize as reference
+from voxelpool.ops.reference.cells import (
+    conv_shape,
+    coords_of_cells,
+    flat_cells,
+    neighbour_rows,
+    reached_cells,
+)
 from voxelpool.structures import Voxels
 
 #: What is written: a program for `torch.export.load`, a model for ONNX runtimes, or a package of
@@ -161,7 +168,7 @@ class PlainDetector(nn.Module):
         packed = torch.where(mask, starts[:, None] + slot, rows.shape[0] - 1)
         points = torch.cat([points, points.new_zeros(1, self.point_dims)])
         padded = points[rows[packed]].masked_fill(~mask[..., None], 0)
-        coords = reference.coords_of_cells(cells, grid.shape)
+        coords = coords_of_cells(cells, grid.shape)
         return self.network(padded, counts, coords)
 
     def _group(self, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,27 +181,19 @@ class PlainDetector(nn.Module):
         voxel = torch.repeat_interleave(counts)
         if block.max_voxels is not None:
             numbers = reference.random63(0, reference.VOXEL_SALT, cells)
-            kept = _smallest(torch.zeros_like(cells), numbers, block.max_voxels)
+            kept = reference.smallest(torch.zeros_like(cells), numbers, block.max_voxels)
             rows = rows[kept[voxel]]
             cells, counts = cells[kept], counts[kept]
             voxel = torch.repeat_interleave(counts)
         if block.keep == "random":
             numbers = reference.random63(0, reference.POINT_SALT, rows)
-            rows = rows[_smallest(voxel, numbers, block.max_points)]
+            rows = rows[reference.smallest(voxel, numbers, block.max_points)]
             counts = counts.clamp(max=block.max_points)
         return _bounded(cells), _bounded(counts), rows
 
     def example(self) -> tuple[Tensor]:
         """An input to trace with."""
         return (torch.zeros(3, self.point_dims, device=self.network.anchors.device),)
-
-
-def _smallest(group: Tensor, number: Tensor, most: int) -> Tensor:
-    """(N,) bool: entries with the ``most`` smallest numbers of each group; ``group`` ascends."""
-    order = torch.sort(number, stable=True).indices
-    order = order[torch.sort(group[order], stable=True).indices]
-    rank = torch.arange(group.shape[0], device=group.device) - torch.searchsorted(group, group)
-    return torch.zeros_like(group, dtype=torch.bool).scatter(0, order, rank < most)
 
 
 # --- encoders ------------------------------------------------------------------------------------
@@ -306,7 +305,7 @@ class _Scatter(nn.Module):
     def forward(self, features: Tensor, coords: Tensor) -> Tensor:
         height, width = self.size
         dense = features.new_zeros(self.batch_size * height * width, features.shape[1])
-        dense = _put(dense, reach.flat_cells(coords, (1, height, width)), features)
+        dense = _put(dense, flat_cells(coords, (1, height, width)), features)
         return dense.view(self.batch_size, height, width, -1).permute(0, 3, 1, 2)
 
 
@@ -339,7 +338,7 @@ class _Dense(nn.Module):
         if self.dense_input:
             depth, height, width = self.shape
             x = features.new_zeros(self.batch_size * depth * height * width, features.shape[1])
-            x = _put(x, reach.flat_cells(coords, self.shape), features)
+            x = _put(x, flat_cells(coords, self.shape), features)
             x = x.view(self.batch_size, depth, height, width, -1).permute(0, 4, 1, 2, 3)
             x = self.convs[0](x)
         else:
@@ -353,7 +352,7 @@ class _Dense(nn.Module):
         """The first convolution, (B, C, D, H, W)."""
         conv = self.convs[0]
         kernel, stride, padding = map(reach.triple, (conv.kernel_size, conv.stride, conv.padding))
-        shape = reach.conv_shape(self.shape, kernel, stride, padding)
+        shape = conv_shape(self.shape, kernel, stride, padding)
         taps = _taps(kernel, features.device)
         place, inside = coords[:, :1].long().expand(-1, len(taps)), None
         for axis in range(3):
@@ -389,23 +388,23 @@ class _Sparse(nn.Module):
 
     def forward(self, features: Tensor, coords: Tensor) -> Tensor:
         rows, shape = features, self.shape
-        keys = reach.flat_cells(coords, shape)
+        cells = flat_cells(coords, shape)
         table: Tensor | None = None
         kept: Triple | None = None
         for linear, (subm, kernel, stride, padding) in zip(self.linears, self.layers, strict=True):
             if not (subm and kernel == kept):
                 geometry = (kernel, stride, padding)
-                after, after_shape = keys, shape
+                after, after_shape = cells, shape
                 if not subm:
-                    after_shape = reach.conv_shape(shape, *geometry)
-                    after = _reached(keys, shape, after_shape, *geometry)
-                table = _neighbours(keys, shape, after, after_shape, *geometry)
-                keys, shape, kept = after, after_shape, kernel if subm else None
-            rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])  # the cells without a row
+                    after_shape = conv_shape(shape, *geometry)
+                    after = _bounded(reached_cells(cells, shape, after_shape, *geometry))
+                table = neighbour_rows(cells, shape, after, after_shape, *geometry)
+                cells, shape, kept = after, after_shape, kernel if subm else None
+            rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])  # the row -1, of no cell
             rows = F.relu(linear(rows[table].flatten(1)))
         depth, height, width = shape
         dense = rows.new_zeros(self.batch_size * depth * height * width, rows.shape[1])
-        dense = _put(dense, keys, rows).view(self.batch_size, depth, height, width, -1)
+        dense = _put(dense, cells, rows).view(self.batch_size, depth, height, width, -1)
         return dense.permute(0, 4, 1, 2, 3).flatten(1, 2)
 
 
@@ -413,58 +412,6 @@ def _taps(kernel: Triple, device: torch.device) -> Tensor:
     """(T, 3) int64 z, y, x of a kernel's taps."""
     axes = (torch.arange(size, device=device) for size in kernel)
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2)
-
-
-def _places(keys: Tensor, shape: Triple) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Batch, z, y, x of cells by their numbers."""
-    depth, height, width = shape
-    plane = height * width
-    return (
-        keys // (depth * plane),
-        keys // plane % depth,
-        keys // width % height,
-        keys % width,
-    )
-
-
-def _reached(
-    keys: Tensor, shape: Triple, after: Triple, kernel: Triple, stride: Triple, padding: Triple
-) -> Tensor:
-    """The numbers of the cells that a convolution of the cells ``keys`` reaches, sorted."""
-    batch, *places = _places(keys, shape)
-    out, inside = batch[:, None], torch.ones_like(batch[:, None], dtype=torch.bool)
-    for axis, place in enumerate(places):
-        at = place + padding[axis]
-        steps = torch.arange(-(-kernel[axis] // stride[axis]), device=keys.device)
-        cell = (torch.div(at, stride[axis], rounding_mode="floor")[:, None] - steps)[:, None]
-        sees = (cell * stride[axis] + kernel[axis] > at[:, None, None]) & (cell >= 0)
-        sees = sees & (cell < after[axis])
-        out = (out[:, :, None] * after[axis] + cell).flatten(1)
-        inside = (inside[:, :, None] & sees).flatten(1)
-    return _bounded(torch.unique(out[inside]))
-
-
-def _neighbours(
-    keys: Tensor,
-    shape: Triple,
-    out_keys: Tensor,
-    out_shape: Triple,
-    kernel: Triple,
-    stride: Triple,
-    padding: Triple,
-) -> Tensor:
-    """(N, T): the row of ``keys`` that each tap of each output cell reads, or their number."""
-    batch, *places = _places(out_keys, out_shape)
-    taps = _taps(kernel, keys.device)
-    wanted = batch[:, None].expand(-1, taps.shape[0])
-    inside = torch.ones_like(wanted, dtype=torch.bool)
-    for axis, place in enumerate(places):
-        at = place[:, None] * stride[axis] - padding[axis] + taps[:, axis]
-        inside = inside & (at >= 0) & (at < shape[axis])
-        wanted = wanted * shape[axis] + at
-    keys = torch.cat([keys, keys.new_full((1,), torch.iinfo(torch.int64).max)])
-    row = torch.searchsorted(keys, wanted.contiguous())
-    return torch.where(inside & (keys[row] == wanted), row, keys.shape[0] - 1)
 
 
 def _bounded(rows: Tensor) -> Tensor:

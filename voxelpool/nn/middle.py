@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from voxelpool.nn import reach
 from voxelpool.nn.reach import Reach, Triple
 from voxelpool.ops import conv_table, gather_conv
+from voxelpool.ops.reference.cells import conv_shape, flat_cells
 
 
 def scatter_to_dense(features: Tensor, coords: Tensor, batch_size: int, shape: Triple) -> Tensor:
@@ -33,7 +34,7 @@ def scatter_to_dense(features: Tensor, coords: Tensor, batch_size: int, shape: T
     _check_voxels(features, coords)
     depth, height, width = shape
     dense = features.new_zeros(batch_size * depth * height * width, features.shape[1])
-    dense[reach.flat_cells(coords, shape)] = features
+    dense[flat_cells(coords, shape)] = features
     return dense.view(batch_size, depth, height, width, -1).permute(0, 4, 1, 2, 3)
 
 
@@ -67,7 +68,7 @@ class VoxelConv3d(nn.Conv3d):
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=False)
         self.in_shape = in_shape
-        self.out_shape = reach.conv_shape(in_shape, kernel_size, stride, padding)
+        self.out_shape = conv_shape(in_shape, kernel_size, stride, padding)
 
     def forward(  # type: ignore[override]
         self, features: Tensor, coords: Tensor, batch_size: int
@@ -158,7 +159,7 @@ class DenseMiddle(nn.Module):
         for index, (out, stride, padding) in enumerate(
             zip(channels, strides, paddings, strict=True)
         ):
-            after = reach.conv_shape(shape, kernel, stride, padding)
+            after = conv_shape(shape, kernel, stride, padding)
             if min(after) < 1:
                 raise ValueError(
                     f"middle layer {index + 1} has no output: a grid of {tuple(grid_shape)} "

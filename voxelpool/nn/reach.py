@@ -19,17 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from voxelpool.ops import conv_table, gather_conv, gather_conv_affine
+from voxelpool.ops.reference.cells import conv_shape, flat_cells
 
 Triple = tuple[int, int, int]
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
-
-
-def conv_shape(shape: Triple, kernel: Triple, stride: Triple, padding: Triple) -> Triple:
-    """(D, H, W) after a convolution."""
-    d, h, w = (
-        (n + 2 * p - k) // s + 1 for n, k, s, p in zip(shape, kernel, stride, padding, strict=True)
-    )
-    return d, h, w
 
 
 def triple(values: Sequence[int]) -> Triple:
@@ -157,12 +150,6 @@ class Reach:
     def expand(self, rows: Tensor) -> Tensor:
         """The dense map (B, D, H, W, C) of rows (rows, C)."""
         return rows.index_select(0, self.index.flatten()).view(*self.index.shape, rows.shape[1])
-
-
-def flat_cells(coords: Tensor, shape: Triple) -> Tensor:
-    """(K,) int64: the place of each (batch, z, y, x) in a map (B, D, H, W)."""
-    batch, z, y, x = coords.long().unbind(1)
-    return ((batch * shape[0] + z) * shape[1] + y) * shape[2] + x
 
 
 def spread(reached: Tensor, kernel: Triple, stride: Triple, padding: Triple) -> Tensor:

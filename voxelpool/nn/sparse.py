@@ -26,6 +26,7 @@ from voxelpool.nn import reach
 from voxelpool.nn.reach import Reach, Triple
 from voxelpool.nn.vfe import PackedBatchNorm
 from voxelpool.ops import gather_conv, gather_conv_affine, sparse_reach, sparse_table
+from voxelpool.ops.reference.cells import conv_shape
 
 Backend: TypeAlias = Literal["auto", "spconv", "native"]
 
@@ -67,7 +68,7 @@ class SparseCells:
     ) -> tuple[Tensor, SparseCells]:
         """The table of a convolution, and the cells that it reaches."""
         layer = (kernel, stride, padding)
-        shape = reach.conv_shape(self.shape, *layer)
+        shape = conv_shape(self.shape, *layer)
         coords = sparse_reach(self.coords, self.batch_size, self.shape, *layer)
         table = sparse_table(self.coords, coords, self.batch_size, self.shape, shape, *layer)
         return table, SparseCells(coords, self.batch_size, shape)
@@ -396,7 +397,7 @@ class SparseMiddle(nn.Module):
             convs = []
             if stage.stride is not None:
                 layer = (stage.kernel, stage.stride, stage.padding)
-                after = reach.conv_shape(shape, *layer)
+                after = conv_shape(shape, *layer)
                 if min(after) < 1:
                     raise ValueError(
                         f"stage {number} has no output: its convolution gets {shape} cells "

@@ -16,6 +16,7 @@ from torch import Tensor
 from voxelpool.ops import _check, _native
 from voxelpool.ops._library import register
 from voxelpool.ops.reference import sparse as reference
+from voxelpool.ops.reference.cells import conv_shape
 
 _MOST_CELLS = 1 << 62
 # The kernel marks the lines of the output that voxels reach, and the cells of one line.
@@ -96,7 +97,7 @@ def sparse_reach(
     """
     _check_coords("coords", coords)
     _check_geometry(batch_size, shape, kernel, stride, padding)
-    out_shape = reference.out_shape(shape, kernel, stride, padding)
+    out_shape = conv_shape(shape, kernel, stride, padding)
     if min(out_shape) < 1:
         raise ValueError(
             f"a convolution of {tuple(shape)} cells (z, y, x) by a kernel of {tuple(kernel)} with "
@@ -181,7 +182,7 @@ def _native_reach(
     stride: Sequence[int],
     padding: Sequence[int],
 ) -> Tensor:
-    after = reference.out_shape(shape, kernel, stride, padding)
+    after = conv_shape(shape, kernel, stride, padding)
     fits = batch_size * after[0] * after[1] < _MOST_LINES and after[2] < _MOST_COLUMNS
     if coords.device.type != "cpu" or not fits:
         return reference.sparse_reach(coords, batch_size, shape, kernel, stride, padding)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from voxelpool.ops.reference.cells import coords_of_cells
+
 POINT_SALT = 0x706F696E74
 VOXEL_SALT = 0x766F78656C
 _MASK = (1 << 64) - 1
@@ -108,13 +110,13 @@ def group_points(
     cells, counts = torch.unique_consecutive(sorted_keys[:inside], return_counts=True)
     if max_voxels >= 0:
         numbers = random63(seed, VOXEL_SALT, cells % per_frame)
-        kept = _smallest(cells // per_frame, numbers, max_voxels)
+        kept = smallest(cells // per_frame, numbers, max_voxels)
         point_index = point_index[torch.repeat_interleave(kept, counts)]
         cells, counts = cells[kept], counts[kept]
     if max_points >= 0:
         place = point_index if batch is None else place_in_frame(batch)[point_index]
         voxel = torch.repeat_interleave(torch.arange(len(cells), device=keys.device), counts)
-        kept = _smallest(voxel, random63(seed, POINT_SALT, place), max_points)
+        kept = smallest(voxel, random63(seed, POINT_SALT, place), max_points)
         point_index = point_index[kept]
         counts = counts.clamp(max=max_points)
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
@@ -129,25 +131,15 @@ def place_in_frame(batch: Tensor) -> Tensor:
 
 def _rank_in_run(group: Tensor) -> Tensor:
     """(N,): the position of each entry in its run of equal ones; ``group`` ascends."""
-    row = torch.arange(len(group), device=group.device)
+    row = torch.arange(group.shape[0], device=group.device)
     return row - torch.searchsorted(group, group)
 
 
-def _smallest(group: Tensor, number: Tensor, most: int) -> Tensor:
+def smallest(group: Tensor, number: Tensor, most: int) -> Tensor:
     """(N,) bool: entries with the ``most`` smallest numbers of each group; ``group`` ascends."""
     order = torch.sort(number, stable=True).indices
     order = order[torch.sort(group[order], stable=True).indices]
     return torch.empty_like(group, dtype=torch.bool).scatter(0, order, _rank_in_run(group) < most)
-
-
-def coords_of_cells(cells: Tensor, grid_shape: Sequence[int]) -> Tensor:
-    """(K, 4) int32 (batch, z, y, x)."""
-    depth, height, width = grid_shape
-    x = cells % width
-    y = cells // width % height
-    z = cells // (width * height) % depth
-    frame = cells // (width * height * depth)
-    return torch.stack([frame, z, y, x], dim=1).int()
 
 
 def voxelize(
@@ -204,7 +196,7 @@ def voxelize_static(
     cells = torch.full_like(keys, batch_size * per_frame).scatter(0, cell, keys)
     counts = torch.zeros_like(keys).scatter_add(0, cell, torch.ones_like(cell))
     numbers = random63(seed, VOXEL_SALT, cells % per_frame)
-    kept = _smallest(cells // per_frame, numbers, max_voxels) & (cells < batch_size * per_frame)
+    kept = smallest(cells // per_frame, numbers, max_voxels) & (cells < batch_size * per_frame)
     if max_points >= 0:
         counts = counts.clamp(max=max_points)
     counts = torch.where(kept, counts, 0)
@@ -215,7 +207,7 @@ def voxelize_static(
         if batch is not None:
             frames = torch.where(valid_frames(batch, batch_size), batch, batch_size)
             place = place_in_frame(frames)[point]
-        stays = stays & _smallest(cell, random63(seed, POINT_SALT, place), max_points)
+        stays = stays & smallest(cell, random63(seed, POINT_SALT, place), max_points)
     point_index = _pack(point, stays, n, 0)
     offsets = torch.cat([counts.new_zeros(1), _pack(counts, kept, capacity, 0).cumsum(0)])
     packed = _pack(cells, kept, capacity, -1).unsqueeze(1)
