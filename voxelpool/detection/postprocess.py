@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -150,23 +150,26 @@ class Postprocessor:
         rows = (best >= self.score_threshold).nonzero().squeeze(1)
         if self.nms_pre_of == "frame":
             rows = rows[_best_first(best[rows], self.nms_pre)]
+        rows, classes, candidate_scores = self._candidates(scores, rows, class_ids)
+        group_of = torch.zeros_like(classes) if self.nms == "agnostic" else classes
         boxes, kept_scores, kept_classes = [], [], []
-        for group_rows, group_scores, group_classes in self._groups(scores, rows, class_ids):
-            order = _best_first(group_scores, self.nms_pre)
-            rows = group_rows[order]
-            found = decode(residuals[rows].float(), anchors[rows].float())
+        for group_id in torch.unique(group_of).tolist():
+            group = (group_of == group_id).nonzero().squeeze(1)
+            group = group[_best_first(candidate_scores[group], self.nms_pre)]
+            chosen = rows[group]
+            found = decode(residuals[chosen].float(), anchors[chosen].float())
             if directions is not None:
-                way = directions[rows].float().argmax(dim=1)
+                way = directions[chosen].float().argmax(dim=1)
                 found[:, 6] = face(found[:, 6], way, self.direction_offset)
             inside = found.isfinite().all(dim=1)
             if self.center_range is not None:
                 limits = found.new_tensor(self.center_range)
                 inside &= ((found[:, :3] >= limits[:3]) & (found[:, :3] <= limits[3:])).all(dim=1)
-            found, found_scores = found[inside], group_scores[order][inside]
+            found, found_scores = found[inside], candidate_scores[group][inside]
             keep = nms_rotated(found, found_scores, self.nms_iou)
             boxes.append(found[keep])
             kept_scores.append(found_scores[keep])
-            kept_classes.append(group_classes[order][inside][keep])
+            kept_classes.append(classes[group][inside][keep])
         if not boxes:
             return Detections(
                 anchors.new_zeros(0, 7, dtype=torch.float32),
@@ -179,29 +182,17 @@ class Postprocessor:
             torch.cat(boxes)[order], all_scores[order], torch.cat(kept_classes)[order]
         )
 
-    def _groups(
+    def _candidates(
         self, scores: Tensor, rows: Tensor, class_ids: Tensor
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Rows, scores and classes of what goes through one NMS, each group in turn."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Row, class and score (C,) of every box that the anchors ``rows`` may become."""
         if scores.dim() == 1:
-            classes = class_ids[rows]
-            found = scores[rows]
-        else:
-            found, classes = scores[rows].max(dim=1)
+            return rows, class_ids[rows], scores[rows]
         if self.nms == "agnostic":
-            if rows.numel():
-                yield rows, found, classes
-            return
-        every = torch.unique(classes).tolist() if scores.dim() == 1 else range(scores.shape[1])
-        for class_id in every:
-            if scores.dim() == 1:
-                own = rows[classes == class_id]
-                found = scores[own]
-            else:
-                own = rows[scores[rows, class_id] >= self.score_threshold]
-                found = scores[own, class_id]
-            if own.numel():
-                yield own, found, torch.full_like(own, class_id)
+            best, classes = scores[rows].max(dim=1)
+            return rows, classes, best
+        place, classes = (scores[rows] >= self.score_threshold).nonzero().unbind(1)
+        return rows[place], classes, scores[rows[place], classes]
 
 
 def _best_first(scores: Tensor, most: int) -> Tensor:
