@@ -6,10 +6,11 @@ Example: KITTI_SAMPLE_DIR=path/to/frames python benchmarks/bench_sparse.py --thr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from _data import sweep
-from _measure import OURS, Case, Contender, Setting, main
+from _measure import OURS, Case, Contender, Result, Setting, main
 from _peers import spconv
 from _plain import PlainMiddle
 from torch import Tensor
@@ -28,6 +29,7 @@ ROUNDING = 1e-4
 # values across a ReLU's corner, and sums of gradients behind BatchNorm cancel.
 GRADIENT_ROUNDING = 0.1
 Network = Callable[[Tensor, Tensor, int], Tensor]
+Work = Callable[[SparseMiddle, Network, Tensor, Voxels], Callable[[], Any]]
 STRIDED = ((3, 3, 3), (2, 2, 2), (1, 1, 1))
 
 
@@ -82,38 +84,21 @@ def cases(setting: Setting) -> Iterator[Case]:
         theirs = middle_of(setting, voxels.grid, "spconv")
     size = " x ".join(map(str, voxels.grid.shape))
     what = f"{len(features):,} voxels of a {kind} sweep in {size} cells"
-    yield Case(
-        f"SECOND's middle layers, forward, {what}",
-        [
-            Contender(OURS, forward(native, native, features, voxels), _whole),
-            Contender(
-                "spconv", theirs and forward(theirs, theirs, features, voxels), _whole, ROUNDING
-            ),
-            Contender(
-                "plain PyTorch",
-                forward(native, PlainMiddle(native), features, voxels),
-                _whole,
-                ROUNDING,
-            ),
-        ],
-        goals={"spconv": 1.0},
-    )
-    yield Case(
-        f"SECOND's middle layers, forward + backward, {what}",
-        [
-            Contender(OURS, step(native, native, features, voxels), list),
-            Contender(
-                "spconv", theirs and step(theirs, theirs, features, voxels), list, GRADIENT_ROUNDING
-            ),
-            Contender(
-                "plain PyTorch",
-                step(native, PlainMiddle(native), features, voxels),
-                list,
-                GRADIENT_ROUNDING,
-            ),
-        ],
-        goals={"spconv": 1.0},
-    )
+
+    def contenders(work: Work, result: Result, tolerance: float) -> list[Contender]:
+        plain = work(native, PlainMiddle(native), features, voxels)
+        peer = theirs and work(theirs, theirs, features, voxels)
+        return [
+            Contender(OURS, work(native, native, features, voxels), result),
+            Contender("spconv", peer, result, tolerance),
+            Contender("plain PyTorch", plain, result, tolerance),
+        ]
+
+    for title, compared in (
+        ("forward", contenders(forward, _whole, ROUNDING)),
+        ("forward + backward", contenders(step, list, GRADIENT_ROUNDING)),
+    ):
+        yield Case(f"SECOND's middle layers, {title}, {what}", compared, goals={"spconv": 1.0})
     yield tables(voxels, what)
 
 

@@ -108,6 +108,12 @@ class _Origin:
     """Further ones, by encoder."""
 
 
+def _sparse_layers(part: str, stage: str) -> tuple[str, ...]:
+    """The names of SECOND's sparse layers, whose four stages are called ``stage`` and a number."""
+    inner = [f"{stage}1.0", *(f"{stage}{k}.{layer}" for k in (2, 3, 4) for layer in range(3))]
+    return tuple(f"{part}.{name}" for name in ("conv_input", *inner, "conv_out"))
+
+
 _PILLARS = {
     "grid.range": (0.0, -39.68, -3.0, 69.12, 39.68, 1.0),
     "grid.voxel_size": (0.16, 0.16, 4.0),
@@ -155,15 +161,7 @@ _ORIGINS: dict[str, _Origin] = {
             "residual_head": "dense_head.conv_box",
             "direction_head": "dense_head.conv_dir_cls",
         },
-        sparse=tuple(
-            f"backbone_3d.{name}"
-            for name in (
-                "conv_input",
-                "conv1.0",
-                *(f"conv{stage}.{layer}" for stage in (2, 3, 4) for layer in range(3)),
-                "conv_out",
-            )
-        ),
+        sparse=_sparse_layers("backbone_3d", "conv"),
         layers_before=1,
         direction_offset=0.78539,
         published={"grid.open": False, "head.anchor_placement": "edges", **_AGNOSTIC_NMS},
@@ -181,19 +179,7 @@ _ORIGINS: dict[str, _Origin] = {
             "residual_head": "bbox_head.conv_reg",
             "direction_head": "bbox_head.conv_dir_cls",
         },
-        sparse=tuple(
-            f"middle_encoder.{name}"
-            for name in (
-                "conv_input",
-                "encoder_layers.encoder_layer1.0",
-                *(
-                    f"encoder_layers.encoder_layer{stage}.{layer}"
-                    for stage in (2, 3, 4)
-                    for layer in range(3)
-                ),
-                "conv_out",
-            )
-        ),
+        sparse=_sparse_layers("middle_encoder", "encoder_layers.encoder_layer"),
         legacy_boxes=None,
         legacy_points=True,
         published={"grid.open": True, **_CLASS_NMS},
