@@ -408,6 +408,9 @@ class HeadConfig(_Block):
     """Yaws from here to half a turn further are one direction, the rest the other; radians."""
     anchor_placement: Literal["centers", "edges"] = "centers"
     """Anchors at the middles of the map's cells, or spread from edge to edge of the range."""
+    min_voxels: NonNegativeInt = 0
+    """Anchors over fewer occupied voxels than this, seen from above, take part neither in the loss
+    nor in detection; SECOND has 2."""
 
 
 class LossConfig(_Block):
