@@ -12,11 +12,13 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     FiniteFloat,
     NonNegativeFloat,
     NonNegativeInt,
+    PlainSerializer,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -132,11 +134,19 @@ class ObjectScaleConfig(_RangeBlock):
     range: tuple[PositiveFloat, PositiveFloat] = (0.9, 1.1)
 
 
+ObjectCounts = Annotated[
+    tuple[tuple[ObjectClass, NonNegativeInt], ...],
+    BeforeValidator(lambda counts: tuple(counts.items()) if isinstance(counts, dict) else counts),
+    PlainSerializer(dict),
+]
+"""How many of each class; a mapping in YAML, pairs here, so that blocks can be hashed."""
+
+
 class SampleObjectsConfig(_Block):
     """Pastes objects of other sweeps in, unless boxes would collide (SECOND 3.3)."""
 
     name: Literal["sample_objects"]
-    counts: dict[ObjectClass, NonNegativeInt] = Field(min_length=1)
+    counts: ObjectCounts = Field(min_length=1)
     """How many of each class a sweep is filled up to (SECOND: 15 cars)."""
     database: str | None = None
     """What tools/prepare_kitti.py --gt-database wrote; null: of the training split, where it
@@ -539,7 +549,7 @@ class Config(_Block):
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"anchors name a class twice: {', '.join(self.classes)}")
         for step in self.data.augment:
-            unknown = set(getattr(step, "counts", ())) - set(self.classes)
+            unknown = set(dict(getattr(step, "counts", ()))) - set(self.classes)
             if unknown:
                 raise ValueError(
                     f"data.augment: {step.name} names {min(unknown)}, which has no anchors"
