@@ -94,7 +94,9 @@ class VoxelDetector(nn.Module):
             **config.loss.model_dump(exclude={"matching_iou"}),
         )
         self.postprocess = Postprocessor(
-            direction_offset=config.head.direction_offset, **config.postprocess.model_dump()
+            direction_offset=config.head.direction_offset,
+            classes=config.classes,
+            **config.postprocess.model_dump(),
         )
 
     def _encoder(self) -> VFE | MeanVFE:
@@ -263,7 +265,8 @@ class VoxelDetector(nn.Module):
             predictions = self.predict(points, voxels)
         empty = voxels.coords[:, 0].long().bincount(minlength=batch_size) == 0
         scores = predictions.scores
-        scores = scores.masked_fill(empty.view(-1, *[1] * (scores.dim() - 1)), -torch.inf)
+        # NaN: below any threshold, 0 too.
+        scores = scores.masked_fill(empty.view(-1, *[1] * (scores.dim() - 1)), torch.nan)
         return self.postprocess(
             predictions._replace(scores=scores), self.anchors, self.anchor_classes
         )
