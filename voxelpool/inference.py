@@ -293,7 +293,7 @@ def _compile(network: VoxelDetector, backend: str) -> None:
     Sizes of 0 and 1 would each be a graph of their own, so the network itself takes those.
     """
     plain = network.predict
-    options = {"isolate_recompiles": True}  # of torch 2.11: graphs of others do not count
+    options = {"isolate_recompiles": True}  # graphs of other detectors do not count; newer torch
     known = inspect.signature(torch.compile).parameters
     graph = torch.compile(
         plain,
