@@ -107,10 +107,11 @@ class DetectorModule(TrainedModule):
 
     def training_step(self, batch: SweepBatch, index: int) -> Tensor:
         """The loss of a batch; stops the training if it is not finite."""
-        predictions = self.model(
-            batch.points, batch.batch, batch.batch_size, seed=self.config.seed + self.global_step
-        )
-        parts = self.model.loss(predictions, batch.boxes, batch.classes)
+        seed = self.config.seed + self.global_step
+        voxels = self.model.voxelize(batch.points, batch.batch, batch.batch_size, seed=seed)
+        predictions = self.model.predict(batch.points, voxels)
+        counted = self.model.counted_anchors(voxels)
+        parts = self.model.loss(predictions, batch.boxes, batch.classes, counted)
         if not all(torch.isfinite(value) for value in parts.values()):
             values = ", ".join(f"{name} {value.item():g}" for name, value in parts.items())
             raise TrainingError(
