@@ -143,6 +143,8 @@ def chosen(
         return path, trained_detector_config(path, overrides)
     if checkpoint is None:
         raise ConfigError("CONFIG goes with --checkpoint; without it give --weights NAME|PATH")
+    if not inputs:
+        raise ConfigError("CONFIG: none given")
     return checkpoint, load_detector_config(inputs.pop(0), overrides)
 
 
