@@ -67,3 +67,17 @@ def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="finite"):
         draw_bars([Bar("a", float("nan"))], [], tmp_path / "x.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_long_names_do_not_run_into_their_neighbours(tmp_path: Path) -> None:
+    """Of a name with underscores nothing lies under the next bar; the values move below it."""
+    bars = [Bar("flatten_window_average", 60.0), Bar("", 60.0), Bar("", 60.0), Bar("", 60.0)]
+    draw_bars(bars, [], tmp_path / "x.png")
+    ink = pixels_of(tmp_path / "x.png", (24, 27, 34)) | pixels_of(tmp_path / "x.png", COLORS[1])
+    below = int(np.flatnonzero(pixels_of(tmp_path / "x.png", COLORS[0]).any(axis=1)).max()) + 2
+    first, second = (
+        np.flatnonzero(pixels_of(tmp_path / "x.png", color).any(axis=0)) for color in COLORS[:2]
+    )
+    name = np.flatnonzero(ink[below:].any(axis=0))
+    assert name.min() > first.min() - 20 and name.max() < second.min() + 2
+    assert len(np.flatnonzero(ink[below:].any(axis=1))) > 20, "more than one line"

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -25,6 +26,11 @@ COLORS: tuple[Color, ...] = (
     (213, 94, 0),
     (86, 180, 233),
     (120, 120, 120),
+    (100, 60, 160),
+    (140, 90, 40),
+    (60, 60, 60),
+    (170, 200, 40),
+    (240, 130, 130),
 )
 _PAD, _GAP, _WIDTH, _HEIGHT = 28, 62, 250, 260
 _BAR = 64
@@ -179,15 +185,27 @@ def _draw_bars(plot: _Plot, bars: Sequence[Bar], unit: str) -> None:
     draw, font = plot.draw, ImageFont.load_default(13)
     step = plot.width / len(bars)
     bottom = plot.top + _HEIGHT
-    for k, bar in enumerate(bars):
+    names = [_broken(bar.name, font, step - 6) for bar in bars]
+    below = bottom + 8 + 16 * max(name.count("\n") + 1 for name in names)
+    for k, (bar, name) in enumerate(zip(bars, names, strict=True)):
         middle, half = plot.left + (k + 0.5) * step, min(0.36 * step, 40)
         row = plot.row(bar.value)
         draw.rectangle((middle - half, row, middle + half, bottom), fill=_color(k))
         plot.whisker(middle, bar.value, bar.deviation, INK)
-        draw.text((middle, bottom + 6), bar.name, INK, font, anchor="ma")
-        draw.text((middle, bottom + 24), f"{bar.value:.2f}", FAINT, font, anchor="ma")
+        draw.text((middle, bottom + 6), name, INK, font, anchor="ma", align="center", spacing=3)
+        draw.text((middle, below), f"{bar.value:.2f}", FAINT, font, anchor="ma")
         if bar.deviation:
-            draw.text((middle, bottom + 40), f"± {bar.deviation:.2f}", FAINT, font, anchor="ma")
+            draw.text((middle, below + 16), f"± {bar.deviation:.2f}", FAINT, font, anchor="ma")
+
+
+def _broken(name: str, font: Any, width: float) -> str:
+    """A name in lines of so many pixels, where its underscores allow that."""
+    lines = [""]
+    for part in name.replace("_", "_\n").split("\n"):
+        if lines[-1] and font.getlength(lines[-1] + part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def _draw_panel(plot: _Plot, panel: Panel) -> None:
