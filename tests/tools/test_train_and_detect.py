@@ -178,8 +178,8 @@ def test_detect_by_weights_alone(
     assert 0 < len(few) <= 3 and set(few) <= set(every)
     cut = (every.max() + every.min()) / 2
     run_tool(
-        "detect", "--weights", weights, folder / "000000.bin", "--score-threshold", cut,
-        "--nms-iou", 1, "-o", tmp_path / "sure",
+        "detect", "--weights", weights, folder / "000000.bin", "postprocess.max_detections=10000",
+        "--score-threshold", cut, "--nms-iou", 1, "-o", tmp_path / "sure",
     )  # fmt: skip
     sure = read_result(tmp_path / "sure" / "000000.txt").score
     assert (sure >= cut).all() and set(every[every >= cut]) <= set(sure)
