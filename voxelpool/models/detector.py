@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -227,7 +227,11 @@ class VoxelDetector(nn.Module):
         return occupied
 
     def loss(
-        self, predictions: Predictions, boxes: Sequence[Tensor], classes: Sequence[Tensor]
+        self,
+        predictions: Predictions,
+        boxes: Sequence[Tensor],
+        classes: Sequence[Tensor],
+        **options: Any,
     ) -> dict[str, Tensor]:
         """The loss of a batch and its parts.
 
@@ -235,11 +239,13 @@ class VoxelDetector(nn.Module):
             predictions: what `forward` gives.
             boxes: for each sweep (n, 7), the objects in it.
             classes: for each sweep (n,) int64, rows of ``config.classes``.
+            **options: of `DetectionLoss.forward`.
 
         Returns:
             "loss" and its weighted parts, scalars.
         """
-        return self.detection_loss(predictions, self.assign_targets(self.anchors, boxes, classes))
+        targets = self.assign_targets(self.anchors, boxes, classes)
+        return self.detection_loss(predictions, targets, **options)
 
     @torch.no_grad()
     def detect(
