@@ -448,7 +448,7 @@ class ClassifierModule(TrainedModule):
 
     def on_validation_epoch_end(self) -> None:
         """Accuracy over the validated objects of all processes."""
-        batches = sorted(sum(distributed.gathered(self._validated), []), key=lambda part: part[0])
+        batches = distributed.in_order(self._validated)
         self._validated = []
         logits, labels = (torch.cat(parts) for parts in list(zip(*batches, strict=True))[1:])
         scores = classification_scores(

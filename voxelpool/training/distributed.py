@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 T = TypeVar("T")
+Numbered = TypeVar("Numbered", bound=tuple[Any, ...])
 
 
 @contextmanager
@@ -68,6 +69,11 @@ def gathered(value: T) -> list[T]:
     values: list[Any] = [None] * size()
     dist.all_gather_object(values, value)
     return values
+
+
+def in_order(parts: list[Numbered]) -> list[Numbered]:
+    """The parts of all processes, each of which begins with its number."""
+    return sorted((part for parts in gathered(parts) for part in parts), key=lambda part: part[0])
 
 
 def on_first(function: Callable[[], T]) -> T:

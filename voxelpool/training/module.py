@@ -196,7 +196,7 @@ class DetectorModule(TrainedModule):
 
     def on_validation_epoch_end(self) -> None:
         """AP over the validated frames of all processes, in the split's order."""
-        batches = sorted(sum(distributed.gathered(self._validated), []), key=lambda part: part[0])
+        batches = distributed.in_order(self._validated)
         self._validated = []
         labels = [objects for _, own, _ in batches for objects in own]
         results = [objects for _, _, own in batches for objects in own]
