@@ -61,6 +61,10 @@ def test_paper_values() -> None:
         ("data.root=/some/where", lambda c: c.data.root == "/some/where"),
         ("anchors.0.matched_threshold=0.7", lambda c: c.anchors[0].matched_threshold == 0.7),
         ("data.augment=[]", lambda c: c.data.augment == ()),
+        (
+            "data.augment=[{name: sample_objects, counts: {Car: 15}}]",
+            lambda c: c.data.augment[0].model_dump()["counts"] == {"Car": 15} and hash(c),
+        ),
         ("train.gradient_clip=null", lambda c: c.train.gradient_clip is None),
         ("data.augment.1.range=[0.9,1.1]", lambda c: c.data.augment[1].range == (0.9, 1.1)),
         ("vfe.max_voxels=12000", lambda c: c.vfe.max_voxels == 12000),
@@ -85,6 +89,12 @@ def test_overrides(override: str, read) -> None:
         ("grid.voxel_size=[0.3,0.2,0.4]", "grid: range along x.*whole number"),
         ("vfe.channels=[31,128]", "vfe.channels: channels must be even"),
         ("data.augment.1.range=[2,1]", "data.augment.1: the lower bound 2"),
+        ("data.augment=[{name: sample_objects, counts: {}}]", "counts: .*at least 1 item"),
+        ("data.augment=[{name: sample_objects, counts: {Car: -1}}]", "counts.*got -1"),
+        (
+            "data.augment=[{name: sample_objects, counts: {Cyclist: 3}}]",
+            "sample_objects names Cyclist, which has no anchors",
+        ),
         ("name=a/b", "name: "),
         ("model=pixor", "model: "),
         ("anchors.7.size=1", "7 is no item of a list of 1"),

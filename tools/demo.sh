@@ -23,7 +23,8 @@ step "1/4 simulate $frames frames in KITTI's layout, $val of them for validation
 python tools/simulate.py "$data" --frames "$frames" --val-frames "$val" --seed 0 \
   --workers "$workers" --resume
 
-step "2/4 train VoxelNet on the others"
+step "2/4 train VoxelNet on the others, with their cars pasted into one another"
+python tools/prepare_kitti.py "$data" --split train --gt-database --overwrite
 python tools/train.py configs/demo.yaml "${options[@]}" --run "$run"
 
 step "3/4 evaluate on the $val frames that it has not seen"

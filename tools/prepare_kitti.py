@@ -1,4 +1,4 @@
-"""Checks a KITTI download and can write its sweeps cropped to the image."""
+"""Checks a KITTI download; writes cropped sweeps and the objects of a split."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from _cli import console, progress, run
 from rich.markup import escape
 from rich.table import Table
 
+from voxelpool.datasets.kitti import KittiDataset
 from voxelpool.datasets.kitti_check import FRAMES, Report, check_kitti
+from voxelpool.datasets.object_database import (
+    ObjectDatabase,
+    build_object_database,
+    database_path,
+)
+from voxelpool.errors import DataError
 
 
 def main(
@@ -30,14 +37,29 @@ def main(
         Path | None,
         typer.Option(help="Write the cropped sweeps below this folder (implies --cache)."),
     ] = None,
+    gt_database: Annotated[
+        bool,
+        typer.Option(
+            "--gt-database",
+            help="Also cut the objects of a split out of its sweeps and write them to "
+            "ROOT/gt_database_SPLIT.npz, for data.augment: sample_objects.  [split: train]",
+        ),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a database that is there.")
+    ] = False,
 ) -> None:
     """Checks a KITTI download: folders, ids, every file, splits. Exit code 1 if it is unusable.
 
     Every problem is listed with its file; the last line is the verdict. Missing images are no
     more than a warning: 1242 x 375 pixels are assumed.
 
-    Example: python tools/prepare_kitti.py data/kitti --cache
+    Example: python tools/prepare_kitti.py data/kitti --cache --gt-database
     """
+    databases = [database_path(root, name) for name in split or ["train"]] if gt_database else []
+    for path in databases:
+        if path.exists() and not overwrite:
+            raise DataError(f"{path}: is there already; --overwrite replaces it")
     report = check_kitti(
         root, split, cache=cache or cache_dir is not None, cache_root=cache_dir, progress=progress
     )
@@ -60,6 +82,25 @@ def main(
     console.print(f"[{colour}]{escape(f'{root}: {report.verdict()}')}[/]", highlight=False)
     if not report.usable:
         raise typer.Exit(1)
+    for name, path in zip(split or ["train"], databases, strict=False):
+        frames = KittiDataset(root, name, require_labels=True)
+        database = build_object_database(frames, progress=progress)
+        database.save(path)
+        console.print(_objects_table(database))
+        console.print(f"{path}: {len(database)} objects of {len(frames)} frames")
+
+
+def _objects_table(database: ObjectDatabase) -> Table:
+    table = Table("class")
+    headers = ("objects", "easy", "moderate", "hard", "none of them", "with 5 points or more")
+    for header in headers:
+        table.add_column(header, justify="right")
+    for name in sorted(set(database.names.tolist())):
+        of_class = database.names == name
+        levels = [int((database.difficulty[of_class] == level).sum()) for level in range(4)]
+        enough = len(database.rows(name, 5))
+        table.add_row(name, *(f"{count:,}" for count in (int(of_class.sum()), *levels, enough)))
+    return table
 
 
 def _table(report: Report) -> Table:

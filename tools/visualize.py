@@ -10,6 +10,7 @@ import _cli
 import numpy as np
 import typer
 
+from voxelpool.config import load_detector_config
 from voxelpool.datasets.calibration import Calibration
 from voxelpool.datasets.kitti import (
     DONT_CARE,
@@ -62,6 +63,11 @@ def main(
         bool, typer.Option("--crop/--no-crop", help="only what the camera sees, if known")
     ] = True,
     window: Annotated[bool, typer.Option("--window", help="open a window instead")] = False,
+    augmented: Annotated[
+        Path | None,
+        typer.Option(metavar="CONFIG", help="draw --frame as it is and as CONFIG trains on it"),
+    ] = None,
+    epoch: Annotated[int, typer.Option(min=0, help="of the training, with --augmented")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace OUT")] = False,
 ) -> None:
     """Draws a sweep, its labels and results, to a PNG (no display needed) or in a window.
@@ -70,20 +76,59 @@ def main(
 
     Example: python tools/visualize.py --root data/simulated --frame 000600 --view oblique
     -o frame.png
+
+    Example: python tools/visualize.py --augmented configs/demo.yaml --root data/simulated
+    --frame 000000 --epoch 3
     """
-    path = find_sweep(sweep, root, frame)
-    scene = make_scene(path, results, min_score, color.value, crop)
-    if window:
-        show(scene)
-        return
-    out = out or Path(f"{path.stem}_{view.value}.png")
-    if not overwrite:
-        refuse_existing(out)
-    if view is View.bev:
-        render_bev(scene, out)
+    if augmented is not None:
+        scenes = augmented_scenes(augmented, sweep, root, frame, epoch, color.value)
+        name = scenes[0].title
     else:
-        render_3d(scene, out, view=view.value)
-    _cli.console.print(str(out))
+        path = find_sweep(sweep, root, frame)
+        scenes, name = [make_scene(path, results, min_score, color.value, crop)], path.stem
+    if window:
+        for scene in scenes:
+            show(scene)
+        return
+    out = out or Path(f"{name}_{view.value}.png")
+    outs = [out, out.with_name(f"{out.stem}_augmented{out.suffix}")][: len(scenes)]
+    if not overwrite:
+        for path in outs:
+            refuse_existing(path)
+    for scene, path in zip(scenes, outs, strict=True):
+        if view is View.bev:
+            render_bev(scene, path)
+        else:
+            render_3d(scene, path, view=view.value)
+        _cli.console.print(str(path))
+
+
+def augmented_scenes(
+    config: Path, sweep: Path | None, root: Path | None, frame: str | None, epoch: int, color: str
+) -> list[Scene]:
+    """A training frame as it is, and as a configuration changes it."""
+    from voxelpool.training import SweepData  # takes seconds, which no other picture needs
+
+    if sweep is not None or frame is None:
+        raise ConfigError("--augmented draws a frame of the training split: give --frame")
+    settings = load_detector_config(config, [] if root is None else [f"data.root={root}"])
+    frames = SweepData(settings).augmented_frames
+    ids = frames.frames.frame_ids
+    if frame not in ids:
+        raise DataError(f"{settings.data.root}: no frame {frame} in {settings.data.train_split}")
+    row = ids.index(frame)
+    return [
+        Scene(
+            shown.points,
+            [BoxGroup(shown.boxes, "labelled", LABELLED, names=shown.names)],
+            title=title,
+            color=color,  # type: ignore[arg-type]
+        )
+        for shown, title in (
+            (frames.frames[row], frame),
+            (frames[epoch, row], f"{frame} augmented, epoch {epoch}"),
+        )
+    ]
 
 
 def find_sweep(sweep: Path | None, root: Path | None, frame: str | None) -> Path:

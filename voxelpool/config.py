@@ -12,11 +12,13 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     FiniteFloat,
     NonNegativeFloat,
     NonNegativeInt,
+    PlainSerializer,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -73,6 +75,19 @@ class GridConfig(_Block):
         return VoxelGrid(self.range, self.voxel_size)
 
 
+class _RangeBlock(_Block):
+    """A block whose ``range`` is a lower and an upper bound."""
+
+    range: tuple[FiniteFloat, FiniteFloat]
+
+    @model_validator(mode="after")
+    def _is_ordered(self) -> _RangeBlock:
+        low, high = self.range
+        if low > high:
+            raise ValueError(f"the lower bound {low} lies above the upper bound {high}")
+        return self
+
+
 class FlipConfig(_Block):
     """Mirrors the sweep at the x axis."""
 
@@ -80,28 +95,18 @@ class FlipConfig(_Block):
     probability: Probability = 0.5
 
 
-class ScaleConfig(_Block):
+class ScaleConfig(_RangeBlock):
     """Scales points, centres and sizes by one factor (VoxelNet: 0.95 to 1.05)."""
 
     name: Literal["scale"]
     range: tuple[PositiveFloat, PositiveFloat] = (0.95, 1.05)
 
-    @model_validator(mode="after")
-    def _is_ordered(self) -> ScaleConfig:
-        _require_ordered(self.range)
-        return self
 
-
-class RotateConfig(_Block):
+class RotateConfig(_RangeBlock):
     """Turns the sweep about the sensor, radians (VoxelNet: -pi/4 to pi/4)."""
 
     name: Literal["rotate"]
     range: tuple[FiniteFloat, FiniteFloat] = (-math.pi / 4, math.pi / 4)
-
-    @model_validator(mode="after")
-    def _is_ordered(self) -> RotateConfig:
-        _require_ordered(self.range)
-        return self
 
 
 class ObjectNoiseConfig(_Block):
@@ -114,14 +119,103 @@ class ObjectNoiseConfig(_Block):
     """Standard deviation of the shift along x, y, z, metres."""
 
 
-AugmentConfig = Annotated[
-    FlipConfig | ScaleConfig | RotateConfig | ObjectNoiseConfig, Field(discriminator="name")
+class TranslateConfig(_Block):
+    """Shifts the sweep by one normal vector."""
+
+    name: Literal["translate"]
+    std: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (0.2, 0.2, 0.2)
+    """Standard deviation along x, y, z, metres."""
+
+
+class ObjectScaleConfig(_RangeBlock):
+    """Scales each object with its points, on the ground, unless boxes would collide."""
+
+    name: Literal["object_scale"]
+    range: tuple[PositiveFloat, PositiveFloat] = (0.9, 1.1)
+
+
+ObjectCounts = Annotated[
+    tuple[tuple[ObjectClass, NonNegativeInt], ...],
+    BeforeValidator(lambda counts: tuple(counts.items()) if isinstance(counts, dict) else counts),
+    PlainSerializer(dict),
 ]
+"""How many of each class; a mapping in YAML, pairs here, so that blocks can be hashed."""
 
 
-def _require_ordered(bounds: tuple[float, float]) -> None:
-    if bounds[0] > bounds[1]:
-        raise ValueError(f"the lower bound {bounds[0]} lies above the upper bound {bounds[1]}")
+class SampleObjectsConfig(_Block):
+    """Pastes objects of other sweeps in, unless boxes would collide (SECOND 3.3)."""
+
+    name: Literal["sample_objects"]
+    counts: ObjectCounts = Field(min_length=1)
+    """How many of each class a sweep is filled up to (SECOND: 15 cars)."""
+    database: str | None = None
+    """What tools/prepare_kitti.py --gt-database wrote; null: of the training split, where it
+    writes it."""
+    min_points: PositiveInt = 5
+    """Objects with fewer are not pasted."""
+    max_difficulty: Literal[0, 1, 2, 3] = 2
+    """Nor are harder ones: 0 easy, 1 moderate, 2 hard, 3 none of them."""
+
+
+class ShuffleConfig(_Block):
+    """Brings the points into random order, which decides what keep: first keeps."""
+
+    name: Literal["shuffle"]
+
+
+class DropPointsConfig(_RangeBlock):
+    """Leaves out a uniform share of the points."""
+
+    name: Literal["drop_points"]
+    range: tuple[Probability, Probability] = (0.0, 0.3)
+    """Of the share."""
+
+
+class DropBeamsConfig(_RangeBlock):
+    """Leaves out a uniform share of the sensor's beams; comes before what moves the sweep."""
+
+    name: Literal["drop_beams"]
+    range: tuple[Probability, Probability] = (0.0, 0.3)
+    """Of the share."""
+    spacing: PositiveFloat = math.radians(26.8 / 63)
+    """Angle between beams, radians (HDL-64E: 64 over 26.8 degrees)."""
+
+
+class JitterConfig(_Block):
+    """Moves each point by noise of its own."""
+
+    name: Literal["jitter"]
+    std: NonNegativeFloat = 0.01
+    """Standard deviation along each axis, metres."""
+
+
+class ReflectanceNoiseConfig(_RangeBlock):
+    """Scales reflectances, adds noise to each, or sets all to zero."""
+
+    name: Literal["reflectance_noise"]
+    range: tuple[NonNegativeFloat, NonNegativeFloat] = (0.8, 1.2)
+    """Of the factor."""
+    std: NonNegativeFloat = 0.05
+    """Standard deviation of the noise."""
+    remove_probability: Probability = 0.0
+    """How often all are set to zero."""
+
+
+AugmentConfig = Annotated[
+    FlipConfig
+    | ScaleConfig
+    | RotateConfig
+    | TranslateConfig
+    | ObjectNoiseConfig
+    | ObjectScaleConfig
+    | SampleObjectsConfig
+    | ShuffleConfig
+    | DropPointsConfig
+    | DropBeamsConfig
+    | JitterConfig
+    | ReflectanceNoiseConfig,
+    Field(discriminator="name"),
+]
 
 
 class DataConfig(_Block):
@@ -327,6 +421,9 @@ class HeadConfig(_Block):
     """Yaws from here to half a turn further are one direction, the rest the other; radians."""
     anchor_placement: Literal["centers", "edges"] = "centers"
     """Anchors at the middles of the map's cells, or spread from edge to edge of the range."""
+    min_voxels: NonNegativeInt = 0
+    """Anchors over fewer occupied voxels than this, seen from above, take part neither in the loss
+    nor in detection; SECOND has 2."""
 
 
 class LossConfig(_Block):
@@ -466,6 +563,12 @@ class Config(_Block):
     def _fits_together(self) -> Config:
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"anchors name a class twice: {', '.join(self.classes)}")
+        for step in self.data.augment:
+            unknown = set(dict(getattr(step, "counts", ()))) - set(self.classes)
+            if unknown:
+                raise ValueError(
+                    f"data.augment: {step.name} names {min(unknown)}, which has no anchors"
+                )
         depth, height, width = self.grid.to_grid().shape
         middle = self.middle.name
         if (middle == "scatter") != (self.vfe.name == "pillar"):

@@ -10,20 +10,45 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voxelpool.datasets.augment import (
+    HDL64_SPACING,
+    Augmentation,
     Compose,
+    DropBeams,
+    DropPoints,
     Flip,
+    Jitter,
+    LabelledSweep,
     ObjectNoise,
+    ObjectScale,
+    ReflectanceNoise,
     Rotate,
+    SampleObjects,
     Scale,
+    Shuffle,
+    Translate,
     frame_generator,
 )
+from voxelpool.datasets.object_database import ObjectDatabase
+from voxelpool.errors import DataError
 
-ALL = {
+MOVING = {
     "flip": Flip(1.0),
     "scale": Scale((0.8, 1.2)),
     "rotate": Rotate((-3.0, 3.0)),
     "object_noise": ObjectNoise(0.5, (0.3, 0.3, 0.1)),
-    "all": Compose([ObjectNoise(0.3, (1.0, 1.0, 0.2)), Flip(), Scale(), Rotate()]),
+    "translate": Translate((2.0, 1.0, 0.5)),
+    "object_scale": ObjectScale((0.5, 2.0)),
+    "all": Compose(
+        [ObjectNoise(0.3, (1.0, 1.0, 0.2)), ObjectScale(), Flip(), Scale(), Rotate(), Translate()]
+    ),
+}
+ALL = {
+    **MOVING,
+    "shuffle": Shuffle(),
+    "drop_points": DropPoints((0.2, 0.8)),
+    "drop_beams": DropBeams((0.2, 0.8)),
+    "jitter": Jitter(0.05),
+    "reflectance_noise": ReflectanceNoise(),
 }
 
 
@@ -47,6 +72,15 @@ def scene(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return points, boxes, np.concatenate([owner, np.full(200, -1)])
 
 
+def augmented(
+    step: Augmentation, points: np.ndarray, boxes: np.ndarray, seed: int | np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Points and boxes of cars after a step."""
+    sweep = LabelledSweep(points, boxes, ["Car"] * len(boxes))
+    changed = step(sweep, np.random.default_rng(seed))
+    return changed.points, changed.boxes
+
+
 def from_box(local: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """Local coordinates (N, 3) of a box each, as LiDAR coordinates, by complex numbers."""
     turned = (local[:, 0] + 1j * local[:, 1]) * np.exp(1j * boxes[:, 6].astype(float))
@@ -60,11 +94,26 @@ def to_box(xyz: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return np.column_stack([turned.real, turned.imag, shifted[:, 2]])
 
 
-@pytest.mark.parametrize("name", ALL)
+def require_apart(boxes: np.ndarray) -> None:
+    """No two footprints share an area."""
+    shapely = pytest.importorskip("shapely")
+
+    def footprint(box: np.ndarray) -> object:
+        signs = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) / 2
+        local = np.column_stack([signs * box[3:5], np.zeros(4)])
+        return shapely.Polygon(from_box(local, np.tile(box, (4, 1)))[:, :2])
+
+    prints = [footprint(box) for box in boxes]
+    for row, one in enumerate(prints):
+        for other in prints[row + 1 :]:
+            assert one.intersection(other).area < 1e-4
+
+
+@pytest.mark.parametrize("name", MOVING)
 @pytest.mark.parametrize("seed", range(5))
 def test_points_keep_their_place_in_the_box(name: str, seed: int) -> None:
     points, boxes, owner = scene(seed)
-    moved, moved_boxes = ALL[name](points, boxes, np.random.default_rng(seed))
+    moved, moved_boxes = augmented(MOVING[name], points, boxes, seed)
     inside = owner >= 0
     before = to_box(points[inside, :3], boxes[owner[inside]]) / boxes[owner[inside], 3:6]
     after = to_box(moved[inside, :3], moved_boxes[owner[inside]])
@@ -82,7 +131,7 @@ def test_points_keep_their_place_in_the_box(name: str, seed: int) -> None:
 def test_inputs_stay_as_they_are(name: str) -> None:
     points, boxes, _ = scene(0)
     copies = points.copy(), boxes.copy()
-    ALL[name](points, boxes, np.random.default_rng(1))
+    augmented(ALL[name], points, boxes, 1)
     assert np.array_equal(points, copies[0]) and np.array_equal(boxes, copies[1])
 
 
@@ -90,15 +139,15 @@ def test_inputs_stay_as_they_are(name: str) -> None:
 def test_empty_frames_pass(name: str) -> None:
     points, boxes, _ = scene(0)
     none = np.zeros((0, 7), np.float32)
-    assert ALL[name](points, none, np.random.default_rng(0))[1].shape == (0, 7)
+    assert augmented(ALL[name], points, none, 0)[1].shape == (0, 7)
     no_points = np.zeros((0, 4), np.float32)
-    assert ALL[name](no_points, boxes, np.random.default_rng(0))[0].shape == (0, 4)
+    assert augmented(ALL[name], no_points, boxes, 0)[0].shape == (0, 4)
 
 
 def test_flip_by_hand() -> None:
     points = np.array([[1, 2, 3, 0.5]], np.float32)
     boxes = np.array([[1, 2, 3, 4, 2, 1.5, 0.3]], np.float32)
-    moved, moved_boxes = Flip(1.0)(points, boxes, np.random.default_rng(0))
+    moved, moved_boxes = augmented(Flip(1.0), points, boxes, 0)
     assert moved.tolist() == [[1, -2, 3, 0.5]]
     assert np.allclose(moved_boxes, [[1, -2, 3, 4, 2, 1.5, -0.3]])
 
@@ -107,15 +156,15 @@ def test_rotate_by_hand() -> None:
     points = np.array([[1, 0, 3, 0.5]], np.float32)
     boxes = np.array([[1, 0, 3, 4, 2, 1.5, 3.0]], np.float32)
     quarter = math.pi / 2
-    moved, moved_boxes = Rotate((quarter, quarter))(points, boxes, np.random.default_rng(0))
+    moved, moved_boxes = augmented(Rotate((quarter, quarter)), points, boxes, 0)
     assert np.allclose(moved, [[0, 1, 3, 0.5]], atol=1e-6)
     assert np.allclose(moved_boxes, [[0, 1, 3, 4, 2, 1.5, 3.0 + quarter - 2 * math.pi]], atol=1e-6)
 
 
 def test_flip_happens_as_often_as_asked() -> None:
-    points, boxes, _ = scene(0)
+    points, boxes = np.zeros((0, 4), np.float32), np.array([[10, 12, 0, 4, 2, 1, 0]], np.float32)
     rng = np.random.default_rng(0)
-    flipped = sum(Flip(0.3)(points, boxes, rng)[1][0, 1] != boxes[0, 1] for _ in range(1000))
+    flipped = sum(augmented(Flip(0.3), points, boxes, rng)[1][0, 1] != 12 for _ in range(1000))
     assert abs(flipped - 300) < 4 * math.sqrt(1000 * 0.3 * 0.7)
 
 
@@ -123,30 +172,19 @@ def test_flip_happens_as_often_as_asked() -> None:
 @given(st.integers(0, 10_000))
 def test_noise_never_makes_boxes_collide(seed: int) -> None:
     """Six cars parked side by side, 0.3 m apart."""
-    shapely = pytest.importorskip("shapely")
     count = 6
     boxes = np.zeros((count, 7), np.float32)
     boxes[:, 0] = 10
     boxes[:, 1] = np.arange(count) * 2.1
     boxes[:, 3:6] = [4, 1.8, 1.5]
-    _, moved = ObjectNoise(0.5, (0.6, 0.6, 0.6))(
-        np.zeros((0, 4), np.float32), boxes, np.random.default_rng(seed)
-    )
-
-    def footprint(box: np.ndarray) -> object:
-        signs = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) / 2
-        local = np.column_stack([signs * box[3:5], np.zeros(4)])
-        return shapely.Polygon(from_box(local, np.tile(box, (4, 1)))[:, :2])
-
-    prints = [footprint(box) for box in moved]
-    for row, one in enumerate(prints):
-        for other in prints[row + 1 :]:
-            assert one.intersection(other).area < 1e-4
+    noise = ObjectNoise(0.5, (0.6, 0.6, 0.6))
+    _, moved = augmented(noise, np.zeros((0, 4), np.float32), boxes, seed)
+    require_apart(moved)
 
 
 def test_noise_moves_most_lone_objects() -> None:
     points, boxes, _ = scene(3)
-    _, moved = ObjectNoise()(points, boxes, np.random.default_rng(0))
+    _, moved = augmented(ObjectNoise(), points, boxes, 0)
     assert (np.abs(moved[:, :3] - boxes[:, :3]).max(axis=1) > 0.01).all()
 
 
@@ -155,3 +193,176 @@ def test_the_generator_depends_on_seed_epoch_and_frame_alone() -> None:
     assert frame_generator(1, 2, "000003").random() == first
     others = [(2, 2, "000003"), (1, 3, "000003"), (1, 2, "000004")]
     assert all(frame_generator(*key).random() != first for key in others)
+
+
+def test_object_scale_keeps_objects_on_the_ground() -> None:
+    points, boxes, _ = scene(1)
+    _, scaled = augmented(ObjectScale((0.5, 1.5)), points, boxes, 0)
+    factors = scaled[:, 3] / boxes[:, 3]
+    assert len(set(factors.round(5))) == 4 and (factors > 0.5).all() and (factors < 1.5).all()
+    assert np.allclose(scaled[:, 3:6], boxes[:, 3:6] * factors[:, None], rtol=1e-5)
+    assert np.allclose(scaled[:, [0, 1, 6]], boxes[:, [0, 1, 6]])
+    floor = boxes[:, 2] - boxes[:, 5] / 2
+    assert np.allclose(scaled[:, 2] - scaled[:, 5] / 2, floor, atol=1e-5)
+
+
+def test_object_scale_makes_no_neighbours_collide() -> None:
+    boxes = np.zeros((4, 7), np.float32)
+    boxes[:, 1] = np.arange(4) * 2.0
+    boxes[:, 3:6] = [4, 1.8, 1.5]
+    for seed in range(10):
+        _, scaled = augmented(ObjectScale((0.8, 1.4)), np.zeros((0, 4), np.float32), boxes, seed)
+        require_apart(scaled)
+
+
+def test_shuffle_keeps_every_point() -> None:
+    points, boxes, _ = scene(0)
+    shuffled, _ = augmented(Shuffle(), points, boxes, 0)
+    assert not np.array_equal(shuffled, points)
+    assert sorted(map(tuple, shuffled)) == sorted(map(tuple, points))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_drop_points_leaves_out_a_share(share: float) -> None:
+    points = np.random.default_rng(0).normal(size=(20_000, 4)).astype(np.float32)
+    kept, _ = augmented(DropPoints((share, share)), points, np.zeros((0, 7), np.float32), 1)
+    assert abs(len(kept) - (1 - share) * 20_000) <= 4 * math.sqrt(20_000 * share * (1 - share))
+    assert set(map(tuple, kept)) <= set(map(tuple, points))
+
+
+def test_drop_beams_leaves_out_whole_beams() -> None:
+    """64 beams that lie in the middle between the edges of an unshifted division."""
+    elevation = HDL64_SPACING * (np.arange(64) - 60 + 0.5)
+    azimuth = np.linspace(-1, 1, 50)
+    beam = np.repeat(np.arange(64), 50)
+    distance = np.tile(np.linspace(5, 60, 50), 64)
+    xyz = np.stack(
+        [
+            distance * np.cos(elevation[beam]) * np.cos(np.tile(azimuth, 64)),
+            distance * np.cos(elevation[beam]) * np.sin(np.tile(azimuth, 64)),
+            distance * np.sin(elevation[beam]),
+        ],
+        axis=1,
+    )
+    points = np.column_stack([xyz, beam]).astype(np.float32)
+    boxes = np.zeros((0, 7), np.float32)
+    lost = []
+    for seed in range(20):
+        kept, _ = augmented(DropBeams((0.5, 0.5)), points, boxes, seed)
+        counts = np.bincount(kept[:, 3].astype(int), minlength=64)
+        assert set(counts) <= {0, 50}
+        lost.append((counts == 0).sum())
+    assert abs(np.mean(lost) - 32) < 4 * math.sqrt(64 * 0.25 / 20)
+    assert len(augmented(DropBeams((0.0, 0.0)), points, boxes, 0)[0]) == len(points)
+    assert len(augmented(DropBeams((1.0, 1.0)), points, boxes, 0)[0]) == 0
+
+
+def test_drop_beams_takes_points_straight_above_and_below() -> None:
+    points = np.array([[0, 0, 5, 0], [0, 0, -5, 0], [0, 0, 0, 0]], np.float32)
+    for seed in range(5):
+        augmented(DropBeams((0.5, 0.5)), points, np.zeros((0, 7), np.float32), seed)
+
+
+def test_jitter_is_as_wide_as_asked() -> None:
+    points = np.zeros((20_000, 4), np.float32)
+    moved, _ = augmented(Jitter(0.05), points, np.zeros((0, 7), np.float32), 0)
+    assert np.allclose(moved[:, :3].std(0), 0.05, rtol=0.03) and (moved[:, 3] == 0).all()
+
+
+def test_reflectance_noise() -> None:
+    points, boxes, _ = scene(0)
+    noisy, _ = augmented(ReflectanceNoise((1.0, 1.0), 0.1), points, boxes, 0)
+    assert np.array_equal(noisy[:, :3], points[:, :3])
+    assert ((noisy[:, 3] >= 0) & (noisy[:, 3] <= 1)).all()
+    assert 0.05 < (noisy[:, 3] - points[:, 3]).std() < 0.1
+    scaled, _ = augmented(ReflectanceNoise((0.5, 0.5), 0.0), points, boxes, 0)
+    assert np.allclose(scaled[:, 3], points[:, 3] / 2)
+    removed, _ = augmented(ReflectanceNoise(remove_probability=1.0), points, boxes, 0)
+    assert (removed[:, 3] == 0).all()
+
+
+def database_of(boxes: np.ndarray, names: list[str], counts: list[int]) -> ObjectDatabase:
+    """Objects whose points lie inside them and hold their row as reflectance."""
+    rng = np.random.default_rng(0)
+    owner = np.repeat(np.arange(len(boxes)), counts)
+    xyz = from_box(rng.uniform(-0.49, 0.49, (len(owner), 3)) * boxes[owner, 3:6], boxes[owner])
+    return ObjectDatabase(
+        points=np.column_stack([xyz, owner]).astype(np.float32),
+        offsets=np.cumsum([0, *counts], dtype=np.int64),
+        boxes=boxes.astype(np.float32),
+        names=np.array(names),
+        difficulty=np.zeros(len(boxes), np.int64),
+        frame_ids=np.array(["000000"] * len(boxes)),
+    )
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_sampled_objects_stand_apart_and_bring_their_points(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    count = 60
+    boxes = np.column_stack(
+        [
+            rng.uniform(5, 45, count),
+            rng.uniform(-20, 20, count),
+            rng.uniform(-1, 0, count),
+            np.tile([4.0, 1.7, 1.5], (count, 1)),
+            rng.uniform(-math.pi, math.pi, count),
+        ]
+    )
+    database = database_of(boxes, ["Car"] * 50 + ["Cyclist"] * 10, list(range(10, 70)))
+    points, there, _ = scene(seed)
+    ground = np.column_stack(
+        [rng.uniform([5, -20, -1], [45, 20, 0], (20_000, 3)), np.full(20_000, 0.5)]
+    )
+    points = np.concatenate([points, ground]).astype(np.float32)
+    step = SampleObjects(database, {"Car": 15, "Cyclist": 3}, min_points=20)
+    sweep = step(LabelledSweep(points, there, ["Car"] * 3 + ["Van"]), np.random.default_rng(seed))
+
+    require_apart(sweep.boxes)
+    assert np.array_equal(sweep.boxes[:4], there)
+    assert list(sweep.names[:4]) == ["Car"] * 3 + ["Van"]
+    assert 3 < list(sweep.names).count("Car") <= 15
+    assert list(sweep.names).count("Cyclist") <= 3
+    kept = 0
+    for box, name in zip(sweep.boxes[4:], sweep.names[4:], strict=True):
+        row = int(np.flatnonzero((database.boxes == box).all(1))[0])
+        assert database.names[row] == name and database.counts[row] >= 20
+        inside = (np.abs(to_box(sweep.points[:, :3], box[None])) < box[3:6] / 2 * 0.999).all(1)
+        assert np.array_equal(sweep.points[inside], database.points_of(row))
+        kept += len(database.points_of(row))
+    scene_points = sweep.points[: len(sweep.points) - kept]
+    assert set(map(tuple, scene_points)) <= set(map(tuple, points))
+
+
+def test_sampling_fills_up_and_no_further() -> None:
+    boxes = np.zeros((30, 7))
+    boxes[:, 1] = 10.0 * np.arange(30)
+    boxes[:, 3:6] = 1.0
+    step = SampleObjects(database_of(boxes, ["Car"] * 30, [9] * 30), {"Car": 12})
+    empty = LabelledSweep(np.zeros((0, 4), np.float32), np.zeros((0, 7), np.float32), [])
+    sweep = step(empty, np.random.default_rng(0))
+    assert len(sweep.boxes) == 12 and len(sweep.points) == 12 * 9
+    again = step(sweep, np.random.default_rng(1))
+    assert np.array_equal(again.boxes, sweep.boxes)
+    few = SampleObjects(database_of(boxes[:2], ["Car"] * 2, [9, 4]), {"Car": 12, "Cyclist": 5})
+    assert len(few(empty, np.random.default_rng(0)).boxes) == 1
+
+
+def test_harder_objects_are_not_sampled() -> None:
+    boxes = np.zeros((3, 7))
+    boxes[:, 1] = [0, 10, 20]
+    boxes[:, 3:6] = 1.0
+    database = database_of(boxes, ["Car"] * 3, [9] * 3)
+    database.difficulty[:] = [0, 2, 3]
+    empty = LabelledSweep(np.zeros((0, 4), np.float32), np.zeros((0, 7), np.float32), [])
+    for most, ys in ((0, [0]), (2, [0, 10]), (3, [0, 10, 20])):
+        step = SampleObjects(database, {"Car": 9}, max_difficulty=most)
+        assert sorted(step(empty, np.random.default_rng(0)).boxes[:, 1]) == ys
+
+
+def test_sampling_refuses_points_with_other_features() -> None:
+    boxes = np.array([[0, 0, 0, 1, 1, 1, 0.0]])
+    step = SampleObjects(database_of(boxes, ["Car"], [9]), {"Car": 9})
+    five = LabelledSweep(np.zeros((0, 5), np.float32), np.zeros((0, 7), np.float32), [])
+    with pytest.raises(DataError, match="4 columns, the sweep of 5"):
+        step(five, np.random.default_rng(0))

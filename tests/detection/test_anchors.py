@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from voxelpool.detection import AnchorGenerator, AnchorSpec, flatten_maps
+from voxelpool.detection import AnchorGenerator, AnchorSpec, VoxelsUnderAnchors, flatten_maps
 
 CAR = AnchorSpec("Car", (3.9, 1.6, 1.56), -1.0, 0.6, 0.45)
 CYCLIST = AnchorSpec("Cyclist", (1.76, 0.6, 1.73), -0.6, 0.5, 0.35, rotations=(0.0, 1.0, 2.0))
@@ -128,3 +128,43 @@ def test_flatten_maps_of_several_classes_and_directions():
                     assert torch.equal(part[1, row], expected)
                 row += 1
     assert row == found.scores.shape[1] and found.scores.shape[2] == classes
+
+
+def test_voxels_under_anchors_are_those_that_their_hulls_touch(device):
+    """Against rectangles drawn by shapely, cell by cell; anchors on and over the edges too."""
+    shapely = pytest.importorskip("shapely")
+    generator = torch.Generator().manual_seed(0)
+    count, cells, point_range = 60, (12, 20), (0.0, -3.0, -1.0, 10.0, 3.0, 1.0)
+    anchors = torch.zeros(count, 7)
+    anchors[:, 0] = torch.rand(count, generator=generator) * 14 - 2
+    anchors[:, 1] = torch.rand(count, generator=generator) * 10 - 5
+    anchors[:, 3:6] = torch.rand(count, 3, generator=generator) * 3 + 0.1
+    anchors[:, 6] = torch.rand(count, generator=generator) * 7 - 3.5
+    anchors[:10, :5] = torch.tensor([5.0, 0.0, 0.0, 2.0, 1.0])
+    anchors[:10, 6] = math.pi / 2 * torch.arange(10)
+    coords = torch.cat(
+        [
+            torch.randint(0, high, (300, 1), generator=generator)
+            for high in (2, 3, cells[0], cells[1])
+        ],
+        dim=1,
+    )
+
+    counter = VoxelsUnderAnchors(anchors, point_range, cells).to(device)
+    counts = counter(coords.int().to(device), 3)
+
+    assert counts.shape == (3, count) and (counts[2] == 0).all()
+    for row, anchor in enumerate(anchors.double()):
+        x, y, length, width, yaw = anchor[[0, 1, 3, 4, 6]].tolist()
+        footprint = shapely.box(-length / 2, -width / 2, length / 2, width / 2)
+        turned = shapely.affinity.rotate(footprint, yaw, (0, 0), use_radians=True)
+        hull = shapely.box(*shapely.affinity.translate(turned, x, y).bounds).buffer(-1e-4)
+        touched = {
+            (i, j)
+            for i in range(cells[0])
+            for j in range(cells[1])
+            if hull.intersects(shapely.box(j / 2, i / 2 - 3, j / 2 + 0.5, i / 2 - 2.5))
+        }
+        for frame in (0, 1):
+            under = [(i, j) in touched for b, _, i, j in coords.tolist() if b == frame]
+            assert counts[frame, row] == sum(under), (frame, row)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from voxelpool.config import Config, load_config
-from voxelpool.models import VoxelDetector, build_detector
+from voxelpool.models import VoxelDetector, build_detector, load_detector
+from voxelpool.models.checkpoint import WEIGHTS_PREFIX, config_entry
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -96,3 +97,46 @@ def test_the_seed_decides_which_points_a_full_voxel_keeps(detector: VoxelDetecto
 def test_points_of_another_width_are_refused(detector: VoxelDetector) -> None:
     with pytest.raises(ValueError, match=r"\(N, 4\), got \(10, 5\)"):
         detector(torch.zeros(10, 5))
+
+
+def test_anchors_over_empty_ground_take_no_part(tiny_config: Config) -> None:
+    """Points lie on one side only: loss and boxes come from there alone."""
+    head = tiny_config.head.model_copy(update={"min_voxels": 2})
+    low = tiny_config.postprocess.model_copy(update={"score_threshold": 0.0, "nms_iou": 1.0})
+    config = tiny_config.model_copy(update={"head": head, "postprocess": low})
+    torch.manual_seed(0)
+    detector = build_detector(config).eval()
+    torch.manual_seed(0)
+    plain = build_detector(tiny_config.model_copy(update={"postprocess": low})).eval()
+    points = some_points(3000)
+    points = points[points[:, 1] > 0]
+    predictions, of_all = detector(points), plain(points)
+    assert torch.equal(predictions.scores, of_all.scores)
+    counted = detector.counted_anchors(detector.voxelize(points))
+    assert counted is not None and plain.counted_anchors(plain.voxelize(points)) is None
+    sides = detector.anchors.reshape(-1, 7)[:, 1]
+    assert not counted[0, sides < -2.5].any() and counted[0, sides > 2.5].float().mean() > 0.9
+
+    boxes = torch.tensor([[10.0, -6.0, -0.9, 3.9, 1.6, 1.5, 0.1]])
+    classes = [torch.zeros(1, dtype=torch.int64)]
+    assert plain.loss(of_all, [boxes], classes)["num_positive"] > 0
+    loss = detector.loss(predictions, [boxes], classes, counted)
+    assert loss["num_positive"] == 0
+    gradient = torch.autograd.grad(loss["loss"], predictions.scores)[0]
+    assert torch.equal(gradient[0] != 0, counted[0])
+
+    found, all_found = detector.detect(points)[0], plain.detect(points)[0]
+    assert len(all_found) > 0
+    assert (all_found.boxes[:, 1] < -4).any() and not (found.boxes[:, 1] < -4).any()
+
+
+def test_a_checkpoint_takes_part_with_and_without_empty_anchors(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    weights = build_detector(tiny_config).state_dict()
+    state = {f"{WEIGHTS_PREFIX}{name}": value for name, value in weights.items()}
+    torch.save({"state_dict": state, **config_entry(tiny_config)}, tmp_path / "some.ckpt")
+    head = tiny_config.head.model_copy(update={"min_voxels": 2})
+    config = tiny_config.model_copy(update={"head": head})
+    assert load_detector(tmp_path / "some.ckpt", config).config.head.min_voxels == 2

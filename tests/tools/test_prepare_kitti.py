@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from voxelpool.datasets.object_database import ObjectDatabase
+
 Tool = Callable[..., tuple[int, str, str]]
 
 
@@ -79,6 +81,24 @@ def test_nowhere_to_write_the_cache(prepare: Tool, kitti_sample: Path, tmp_path:
     (tmp_path / "file").touch()
     code, _, err = prepare(kitti_sample, "--split", "sample", "--cache-dir", tmp_path / "file")
     assert code == 1 and "error: " in err and "file" in err
+
+
+def test_objects_are_cut_out_and_never_overwritten_unasked(
+    prepare: Tool, kitti_sample: Path, tmp_path: Path
+) -> None:
+    root = copy_frames(kitti_sample, tmp_path / "kitti")
+    code, out, err = prepare(root, "--split", "train", "--gt-database")
+    path = root / "gt_database_train.npz"
+    assert code == 0 and "cutting out objects" in err
+    database = ObjectDatabase.load(path)
+    assert out.splitlines()[-1] == f"{path}: {len(database)} objects of 2 frames"
+    assert set(database.frame_ids) == {"000000", "000003"}
+    assert sorted(database.names) == ["Car", "Pedestrian"]
+    before = path.read_bytes()
+    code, _, err = prepare(root, "--split", "train", "--gt-database")
+    assert code == 1 and "gt_database_train.npz: is there already; --overwrite" in err
+    assert prepare(root, "--split", "train", "--gt-database", "--overwrite")[0] == 0
+    assert path.read_bytes() == before
 
 
 def test_help_shows_an_example(prepare: Tool) -> None:

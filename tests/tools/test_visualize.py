@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from voxelpool.config import Config, FlipConfig, save_config
+
 RunTool = Callable[..., tuple[int, str, str]]
 
 
@@ -51,6 +53,35 @@ def test_what_it_refuses(run_tool: RunTool, tiny_kitti: Path, tmp_path: Path) ->
     frame = ("--root", tiny_kitti, "--frame", "000001")
     assert "already exists" in refused(*frame, "-o", mine)
     assert mine.read_text() == "keep"
+
+
+def test_a_frame_is_drawn_as_it_is_trained_on(
+    run_tool: RunTool, tiny_config: Config, tmp_path: Path
+) -> None:
+    """Flipped for certain: what is drawn after is what is drawn before, upside down."""
+    flip = FlipConfig(name="flip", probability=1.0)
+    config = tiny_config.model_copy(
+        update={"data": tiny_config.data.model_copy(update={"augment": (flip,)})}
+    )
+    save_config(config, tmp_path / "tiny.yaml")
+    arguments = ("--augmented", tmp_path / "tiny.yaml", "--frame", "000001")
+    code, out, err = run_tool("visualize", *arguments, "-o", tmp_path / "frame.png")
+    assert code == 0, err
+    assert out.split() == [str(tmp_path / "frame.png"), str(tmp_path / "frame_augmented.png")]
+    green = (0.2, 0.8, 0.3)
+    before, after = (count_near(Path(path), green) for path in out.split())
+    assert before > 100 and abs(before - after) < 0.2 * before
+    assert Path(out.split()[0]).read_bytes() != Path(out.split()[1]).read_bytes()
+
+    def refused(*arguments: object) -> str:
+        code, _, err = run_tool("visualize", *arguments)
+        assert code == 1
+        return err
+
+    (tmp_path / "frame.png").unlink()
+    assert "frame_augmented.png" in refused(*arguments, "-o", tmp_path / "frame.png")
+    assert "give --frame" in refused("--augmented", tmp_path / "tiny.yaml")
+    assert "no frame 000099 in train" in refused(*arguments[:3], "000099")
 
 
 def test_help_shows_an_example(run_tool: RunTool) -> None:

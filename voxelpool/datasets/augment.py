@@ -1,16 +1,16 @@
 """Random changes to training sweeps that move points and boxes together.
 
-Each is a small class called with points, boxes and a generator; nothing else is random, so the
+Each is a small class called with a labelled sweep and a generator; nothing else is random, so the
 generator's seed decides the outcome. VoxelNet's own three are `ObjectNoise`, `Scale` and `Rotate`
-(section 3.2 of the paper), in that order.
+(section 3.2 of the paper), in that order; `SampleObjects` is SECOND's (section 3.3).
 """
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -18,27 +18,44 @@ import torch
 from numpy.typing import NDArray
 
 from voxelpool.datasets.calibration import wrap_angle
+from voxelpool.datasets.object_database import ObjectDatabase
+from voxelpool.errors import DataError
 from voxelpool.ops import boxes_iou_bev, points_in_boxes
 
 Points = NDArray[np.float32]
 Boxes = NDArray[np.float32]
 
+HDL64_SPACING = math.radians(26.8 / 63)
+"""Angle between beams of the HDL-64E, whose 64 cover 26.8 degrees; radians."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledSweep:
+    """A sweep and the objects in it.
+
+    Attributes:
+        points: (N, 3 + F) float32, metres, LiDAR frame; the fourth column is reflectance.
+        boxes: (n, 7) float32, metres and radians, LiDAR frame.
+        names: n class names.
+    """
+
+    points: Points
+    boxes: Boxes
+    names: Sequence[str]
+
 
 class Augmentation(Protocol):
-    """A random change of a sweep and its boxes."""
+    """A random change of a labelled sweep."""
 
-    def __call__(
-        self, points: Points, boxes: Boxes, rng: np.random.Generator
-    ) -> tuple[Points, Boxes]:
+    def __call__(self, sweep: LabelledSweep, rng: np.random.Generator) -> LabelledSweep:
         """Changes a sweep.
 
         Args:
-            points: (N, 3 + F) float32, metres, LiDAR frame; left as it is.
-            boxes: (n, 7) float32, metres and radians; left as it is.
+            sweep: its arrays are left as they are.
             rng: the only source of chance.
 
         Returns:
-            Points and boxes of the same shapes.
+            The changed sweep.
         """
         ...
 
@@ -54,13 +71,11 @@ class Compose:
 
     steps: Sequence[Augmentation]
 
-    def __call__(
-        self, points: Points, boxes: Boxes, rng: np.random.Generator
-    ) -> tuple[Points, Boxes]:
+    def __call__(self, sweep: LabelledSweep, rng: np.random.Generator) -> LabelledSweep:
         """See `Augmentation`."""
         for step in self.steps:
-            points, boxes = step(points, boxes, rng)
-        return points, boxes
+            sweep = step(sweep, rng)
+        return sweep
 
 
 @dataclass(frozen=True)
@@ -69,17 +84,15 @@ class Flip:
 
     probability: float = 0.5
 
-    def __call__(
-        self, points: Points, boxes: Boxes, rng: np.random.Generator
-    ) -> tuple[Points, Boxes]:
+    def __call__(self, sweep: LabelledSweep, rng: np.random.Generator) -> LabelledSweep:
         """See `Augmentation`."""
         if rng.random() >= self.probability:
-            return points, boxes
-        points, boxes = points.copy(), boxes.copy()
+            return sweep
+        points, boxes = sweep.points.copy(), sweep.boxes.copy()
         points[:, 1] *= -1
         boxes[:, 1] *= -1
         boxes[:, 6] = wrap_angle(-boxes[:, 6])
-        return points, boxes
+        return replace(sweep, points=points, boxes=boxes)
 
 
 @dataclass(frozen=True)
@@ -88,15 +101,13 @@ class Scale:
 
     range: tuple[float, float] = (0.95, 1.05)
 
-    def __call__(
-        self, points: Points, boxes: Boxes, rng: np.random.Generator
-    ) -> tuple[Points, Boxes]:
+    def __call__(self, sweep: LabelledSweep, rng: np.random.Generator) -> LabelledSweep:
         """See `Augmentation`."""
         factor = rng.uniform(*self.range)
-        points, boxes = points.copy(), boxes.copy()
+        points, boxes = sweep.points.copy(), sweep.boxes.copy()
         points[:, :3] *= factor
         boxes[:, :6] *= factor
-        return points, boxes
+        return replace(sweep, points=points, boxes=boxes)
 
 
 @dataclass(frozen=True)
@@ -105,16 +116,33 @@ class Rotate:
 
     range: tuple[float, float] = (-math.pi / 4, math.pi / 4)
 
-    def __call__(
-        self, points: Points, boxes: Boxes, rng: np.random.Generator
-    ) -> tuple[Points, Boxes]:
+    def __call__(self, sweep: LabelledSweep, rng: np.random.Generator) -> LabelledSweep:
         """See `Augmentation`."""
         angle = rng.uniform(*self.range)
-        points, boxes = points.copy(), boxes.copy()
+        points, boxes = sweep.points.copy(), sweep.boxes.copy()
         points[:, :2] = _turn(points[:, :2], angle)
         boxes[:, :2] = _turn(boxes[:, :2], angle)
         boxes[:, 6] = wrap_angle(boxes[:, 6] + angle)
-        return points, boxes
+        return replace(sweep, points=points, boxes=boxes)
+
+
+@dataclass(frozen=True)
+class Translate:
+    """Shifts everything by one normal vector.
+
+    Args:
+        std: standard deviation along x, y, z, metres.
+    """
+
+    std: tuple[float, float, float] = (0.2, 0.2, 0.2)
+
+    def __call__(self, sweep: LabelledSweep, rng: np.random.Generator) -> LabelledSweep:
+        """See `Augmentation`."""
+        shift = rng.normal(0.0, self.std).astype(np.float32)
+        points, boxes = sweep.points.copy(), sweep.boxes.copy()
+        points[:, :3] += shift
+        boxes[:, :3] += shift
+        return replace(sweep, points=points, boxes=boxes)
 
 
 @dataclass(frozen=True)
@@ -132,27 +160,210 @@ class ObjectNoise:
     rotation: float = math.pi / 10
     translation_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
-    def __call__(
-        self, points: Points, boxes: Boxes, rng: np.random.Generator
-    ) -> tuple[Points, Boxes]:
+    def __call__(self, sweep: LabelledSweep, rng: np.random.Generator) -> LabelledSweep:
         """See `Augmentation`."""
-        angles = rng.uniform(-self.rotation, self.rotation, len(boxes))
-        shifts = rng.normal(0.0, self.translation_std, (len(boxes), 3))
-        inside = points_in_boxes(torch.from_numpy(points), torch.from_numpy(boxes)).numpy()
-        owner = np.where(inside.any(1), inside.argmax(1), -1) if len(boxes) else None
-        points, boxes = points.copy(), boxes.copy()
-        for row, (angle, shift) in enumerate(zip(angles, shifts, strict=True)):
-            moved = boxes[row].copy()
-            moved[:3] += shift
-            moved[6] = wrap_angle(moved[6] + angle)
-            if _collides(moved, np.delete(boxes, row, axis=0)):
-                continue
-            own = owner == row
-            local = _turn(points[own, :2] - boxes[row, :2], angle)
-            points[own, :2] = local + moved[:2]
-            points[own, 2] += shift[2]
-            boxes[row] = moved
-        return points, boxes
+        count = len(sweep.boxes)
+        angles = rng.uniform(-self.rotation, self.rotation, count)
+        shifts = rng.normal(0.0, self.translation_std, (count, 3))
+        moved = sweep.boxes.copy()
+        moved[:, :3] += shifts
+        moved[:, 6] = wrap_angle(moved[:, 6] + angles)
+        return _move_objects(sweep, moved)
+
+
+@dataclass(frozen=True)
+class ObjectScale:
+    """Makes each object larger or smaller by a factor of its own, its points with it.
+
+    The middle of its lower face stays where it is. A box that would then collide with any other in
+    bird's-eye view stays as it was. Points that lie in several boxes follow the first.
+
+    Args:
+        range: of the factor.
+    """
+
+    range: tuple[float, float] = (0.9, 1.1)
+
+    def __call__(self, sweep: LabelledSweep, rng: np.random.Generator) -> LabelledSweep:
+        """See `Augmentation`."""
+        factors = rng.uniform(*self.range, len(sweep.boxes))
+        moved = sweep.boxes.copy()
+        moved[:, 2] += moved[:, 5] * (factors - 1.0) / 2.0
+        moved[:, 3:6] *= factors[:, None]
+        return _move_objects(sweep, moved)
+
+
+@dataclass(frozen=True)
+class SampleObjects:
+    """Pastes objects of other sweeps in, where they stood in their own (SECOND, section 3.3).
+
+    A scene is filled up to so many objects of a class. What would collide in bird's-eye view with
+    a box that is there is left out; points of the scene inside a pasted box go.
+
+    Args:
+        database: where they come from.
+        counts: how many of each class a scene shall hold.
+        min_points: objects with fewer points are not pasted.
+        max_difficulty: nor are those that are harder to KITTI: 0 easy, 1 moderate, 2 hard, 3 none
+            of them.
+    """
+
+    database: ObjectDatabase
+    counts: Mapping[str, int]
+    min_points: int = 5
+    max_difficulty: int = 2
+
+    def __call__(self, sweep: LabelledSweep, rng: np.random.Generator) -> LabelledSweep:
+        """See `Augmentation`.
+
+        Raises:
+            DataError: the points of the database have another number of features.
+        """
+        if self.database.points.shape[1] != sweep.points.shape[1]:
+            raise DataError(
+                f"the database of objects has points of {self.database.points.shape[1]} columns, "
+                f"the sweep of {sweep.points.shape[1]}"
+            )
+        rows = self._draw(sweep.names, rng)
+        boxes = np.concatenate([sweep.boxes, self.database.boxes[rows]])
+        near = torch.from_numpy(boxes)
+        collides = (boxes_iou_bev(near, near) > 0).numpy()
+        present = len(sweep.boxes)
+        standing = list(range(present))
+        for row in range(present, len(boxes)):
+            if not collides[row, standing].any():
+                standing.append(row)
+        pasted = [rows[row - present] for row in standing[present:]]
+        if not pasted:
+            return sweep
+        taken = points_in_boxes(
+            torch.from_numpy(sweep.points), torch.from_numpy(boxes[standing[present:]])
+        ).numpy()
+        objects = [self.database.points_of(row) for row in pasted]
+        return LabelledSweep(
+            np.concatenate([sweep.points[~taken.any(1)], *objects]),
+            boxes[standing],
+            [*sweep.names, *(self.database.names[row] for row in pasted)],
+        )
+
+    def _draw(self, names: Sequence[str], rng: np.random.Generator) -> NDArray[np.int64]:
+        """Rows of the database, in the order of the classes."""
+        drawn = [np.zeros(0, np.int64)]
+        for name, count in self.counts.items():
+            rows = self.database.rows(name, self.min_points, self.max_difficulty)
+            missing = max(0, count - list(names).count(name))
+            drawn.append(rng.choice(rows, min(missing, len(rows)), replace=False))
+        return np.concatenate(drawn)
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """Brings the points into random order, which decides what ``keep: first`` keeps of a voxel."""
+
+    def __call__(self, sweep: LabelledSweep, rng: np.random.Generator) -> LabelledSweep:
+        """See `Augmentation`."""
+        return replace(sweep, points=sweep.points[rng.permutation(len(sweep.points))])
+
+
+@dataclass(frozen=True)
+class DropPoints:
+    """Leaves out a share of the points, each by chance.
+
+    Args:
+        range: of the share, which is uniform.
+    """
+
+    range: tuple[float, float] = (0.0, 0.3)
+
+    def __call__(self, sweep: LabelledSweep, rng: np.random.Generator) -> LabelledSweep:
+        """See `Augmentation`."""
+        share = rng.uniform(*self.range)
+        return replace(sweep, points=sweep.points[rng.random(len(sweep.points)) >= share])
+
+
+@dataclass(frozen=True)
+class DropBeams:
+    """Leaves out a share of the sensor's beams, each by chance.
+
+    A beam is what lies between two elevations as seen from the origin: this comes before anything
+    that moves the scene.
+
+    Args:
+        range: of the share, which is uniform.
+        spacing: angle between beams, radians.
+    """
+
+    range: tuple[float, float] = (0.0, 0.3)
+    spacing: float = HDL64_SPACING
+
+    def __call__(self, sweep: LabelledSweep, rng: np.random.Generator) -> LabelledSweep:
+        """See `Augmentation`."""
+        share, phase = rng.uniform(*self.range), rng.random()
+        x, y, z = sweep.points[:, :3].astype(np.float64).T
+        beam = np.floor(np.arctan2(z, np.hypot(x, y)) / self.spacing + phase).astype(np.int64)
+        whole_turn = math.ceil(math.pi / self.spacing) + 1
+        dropped = rng.random(2 * whole_turn) < share
+        return replace(sweep, points=sweep.points[~dropped[beam + whole_turn]])
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """Moves each point by normal noise of its own.
+
+    Args:
+        std: standard deviation along each axis, metres.
+    """
+
+    std: float = 0.01
+
+    def __call__(self, sweep: LabelledSweep, rng: np.random.Generator) -> LabelledSweep:
+        """See `Augmentation`."""
+        points = sweep.points.copy()
+        points[:, :3] += rng.normal(0.0, self.std, (len(points), 3)).astype(np.float32)
+        return replace(sweep, points=points)
+
+
+@dataclass(frozen=True)
+class ReflectanceNoise:
+    """Scales a sweep's reflectances, adds noise to each, or sets all to zero.
+
+    Args:
+        range: of the factor, which is uniform.
+        std: standard deviation of the noise.
+        remove_probability: how often all are set to zero instead.
+    """
+
+    range: tuple[float, float] = (0.8, 1.2)
+    std: float = 0.05
+    remove_probability: float = 0.0
+
+    def __call__(self, sweep: LabelledSweep, rng: np.random.Generator) -> LabelledSweep:
+        """See `Augmentation`."""
+        points = sweep.points.copy()
+        if rng.random() < self.remove_probability:
+            points[:, 3] = 0.0
+        else:
+            noise = rng.normal(0.0, self.std, len(points))
+            points[:, 3] = np.clip(points[:, 3] * rng.uniform(*self.range) + noise, 0.0, 1.0)
+        return replace(sweep, points=points)
+
+
+def _move_objects(sweep: LabelledSweep, moved: Boxes) -> LabelledSweep:
+    """Brings one object after the other to its new box, unless that collides with another."""
+    points, boxes = sweep.points.copy(), sweep.boxes.copy()
+    if not len(boxes):
+        return replace(sweep, points=points, boxes=boxes)
+    inside = points_in_boxes(torch.from_numpy(points), torch.from_numpy(boxes)).numpy()
+    owner = np.where(inside.any(1), inside.argmax(1), -1)
+    for row, box in enumerate(moved):
+        if _collides(box, np.delete(boxes, row, axis=0)):
+            continue
+        own = owner == row
+        local = points[own, :3].astype(np.float64) - boxes[row, :3]
+        local[:, :2] = _turn(local[:, :2], float(box[6]) - float(boxes[row, 6]))
+        points[own, :3] = local * (box[3:6].astype(np.float64) / boxes[row, 3:6]) + box[:3]
+        boxes[row] = box
+    return replace(sweep, points=points, boxes=boxes)
 
 
 def _collides(box: Boxes, others: Boxes) -> bool:
@@ -160,8 +371,7 @@ def _collides(box: Boxes, others: Boxes) -> bool:
     return bool((overlap > 0).any())
 
 
-def _turn(xy: NDArray[np.float32], angle: float) -> NDArray[np.float32]:
-    """Rotates (N, 2) counter-clockwise about the origin, in double precision."""
+def _turn(xy: NDArray[np.floating], angle: float) -> NDArray[np.float64]:
+    """Rotates (N, 2) counter-clockwise about the origin."""
     cos, sin = math.cos(angle), math.sin(angle)
-    turned = xy.astype(np.float64) @ np.array([[cos, sin], [-sin, cos]])
-    return turned.astype(np.float32)
+    return xy.astype(np.float64) @ np.array([[cos, sin], [-sin, cos]])

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from voxelpool.detection.anchors import AnchorGenerator, AnchorSpec, Predictions, flatten_maps
+from voxelpool.detection.anchors import (
+    AnchorGenerator,
+    AnchorSpec,
+    Predictions,
+    VoxelsUnderAnchors,
+    flatten_maps,
+)
 from voxelpool.detection.box_coder import decode, direction_of, encode, face
 from voxelpool.detection.losses import DetectionLoss
 from voxelpool.detection.postprocess import Detections, Postprocessor
@@ -17,6 +23,7 @@ __all__ = [
     "Postprocessor",
     "Predictions",
     "TargetAssigner",
+    "VoxelsUnderAnchors",
     "decode",
     "direction_of",
     "encode",

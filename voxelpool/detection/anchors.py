@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 BOX_PARAMETERS = 7
 Placement: TypeAlias = Literal["centers", "edges"]
@@ -147,6 +147,60 @@ class AnchorGenerator:
         """Class id of each of a cell's anchors, (A,) int64."""
         ids = [c for c, spec in enumerate(self.specs) for _ in spec.rotations]
         return torch.tensor(ids, dtype=torch.int64, device=device)
+
+
+class VoxelsUnderAnchors(nn.Module):
+    """Counts the voxels that each anchor stands over, by sums over rectangles.
+
+    An anchor stands over the cells that the axis-aligned rectangle around it touches.
+
+    Args:
+        anchors: (..., 7), N in all.
+        point_range: x0, y0, z0, x1, y1, z1 of the voxel grid, metres.
+        cells: (H, W), cells of the grid along y and x.
+    """
+
+    windows: Tensor
+
+    def __init__(
+        self, anchors: Tensor, point_range: Sequence[float], cells: tuple[int, int]
+    ) -> None:
+        super().__init__()
+        self.cells = cells
+        x, y, _, length, width, _, yaw = anchors.reshape(-1, 7).double().unbind(1)
+        cos, sin = yaw.cos().abs(), yaw.sin().abs()
+        half = {0: (length * sin + width * cos) / 2, 1: (length * cos + width * sin) / 2}
+        edges = []
+        for axis, center in enumerate((y, x)):
+            low, high = point_range[1 - axis], point_range[4 - axis]
+            count = cells[axis]
+            place, reach = ((value * count / (high - low)) for value in (center - low, half[axis]))
+            # An anchor that ends at a cell's edge must not touch the next by rounding.
+            edges.append((place - reach + 1e-3).floor().clamp(0, count))
+            edges.append((place + reach - 1e-3).ceil().clamp(0, count))
+        y0, y1, x0, x1 = edges
+        windows = torch.stack([y0, x0, y1, x1], dim=1).long()
+        self.register_buffer("windows", windows, persistent=False)
+
+    def forward(self, coords: Tensor, batch_size: int) -> Tensor:
+        """Counts.
+
+        Args:
+            coords: (K, 4) integer, voxels as batch, z, y, x.
+            batch_size: B.
+
+        Returns:
+            (B, N) int64.
+        """
+        height, width = self.cells
+        batch, _, y, x = coords.long().unbind(1)
+        flat = (batch * (height + 1) + y + 1) * (width + 1) + x + 1
+        size = batch_size * (height + 1) * (width + 1)
+        counts = torch.zeros(size, dtype=torch.int64, device=coords.device)
+        counts = counts.index_add(0, flat, torch.ones_like(flat))
+        sums = counts.view(batch_size, height + 1, width + 1).cumsum(1).cumsum(2)
+        y0, x0, y1, x1 = self.windows.unbind(1)
+        return sums[:, y1, x1] - sums[:, y0, x1] - sums[:, y1, x0] + sums[:, y0, x0]
 
 
 def flatten_maps(

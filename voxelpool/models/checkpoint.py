@@ -19,7 +19,7 @@ from voxelpool.models.detector import VoxelDetector, build_detector
 CONFIG_KEY = "voxelpool_config"
 WEIGHTS_PREFIX = "model."
 _DECIDES_THE_NETWORK = ("model", "grid", "anchors", "vfe", "middle", "norm", "rpn", "head")
-_CHANGES_NO_WEIGHTS = ("backend",)
+_CHANGES_NO_WEIGHTS = ("backend", "min_voxels")
 _DECIDES_THE_CLASSIFIER = ("model", "classes", "classifier")
 
 

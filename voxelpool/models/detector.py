@@ -30,8 +30,10 @@ from voxelpool.detection import (
     Postprocessor,
     Predictions,
     TargetAssigner,
+    VoxelsUnderAnchors,
     flatten_maps,
 )
+from voxelpool.detection.targets import IGNORED
 from voxelpool.nn import RPN, VFE, DenseMiddle, MeanVFE, ScatterMiddle, SparseMiddle
 from voxelpool.nn.sparse import STAGES
 from voxelpool.nn.vfe import CenterOffsets
@@ -88,6 +90,9 @@ class VoxelDetector(nn.Module):
         )
         self.register_buffer("anchors", generator.anchors(), persistent=False)
         self.register_buffer("anchor_classes", generator.class_ids(), persistent=False)
+        self.voxels_under_anchors = VoxelsUnderAnchors(
+            self.anchors, self.grid.range, self.grid.shape[1:]
+        )
         self.assign_targets = TargetAssigner(generator, iou=config.loss.matching_iou)
         self.detection_loss = DetectionLoss(
             direction_offset=config.head.direction_offset,
@@ -216,6 +221,16 @@ class VoxelDetector(nn.Module):
             maps = self.rpn(self.middle(*inputs), occupied)
         return flatten_maps(*maps)
 
+    def counted_anchors(self, voxels: Voxels) -> Tensor | None:
+        """The anchors that take part in loss and detection: (B, N) bool, or None for all.
+
+        They are those over ``head.min_voxels`` voxels or more, as SECOND has it.
+        """
+        least = self.config.head.min_voxels
+        if not least:
+            return None
+        return self.voxels_under_anchors(voxels.coords, voxels.batch_size) >= least
+
     def _occupied(self, voxels: Voxels) -> Tensor:
         """(B, H, W) bool: the cells of the middle's map over which voxels stand."""
         height, width = self.middle.out_size
@@ -231,6 +246,7 @@ class VoxelDetector(nn.Module):
         predictions: Predictions,
         boxes: Sequence[Tensor],
         classes: Sequence[Tensor],
+        counted: Tensor | None = None,
         **options: Any,
     ) -> dict[str, Tensor]:
         """The loss of a batch and its parts.
@@ -239,12 +255,16 @@ class VoxelDetector(nn.Module):
             predictions: what `forward` gives.
             boxes: for each sweep (n, 7), the objects in it.
             classes: for each sweep (n,) int64, rows of ``config.classes``.
+            counted: what `counted_anchors` gives; the other anchors learn nothing.
             **options: of `DetectionLoss.forward`.
 
         Returns:
             "loss" and its weighted parts, scalars.
         """
         targets = self.assign_targets(self.anchors, boxes, classes)
+        if counted is not None:
+            labels = targets.labels.masked_fill(~counted, IGNORED)
+            targets = replace(targets, labels=labels)
         return self.detection_loss(predictions, targets, **options)
 
     @torch.no_grad()
@@ -267,9 +287,13 @@ class VoxelDetector(nn.Module):
         half = torch.autocast(points.device.type, torch.bfloat16)
         with half if precision == "bf16" else nullcontext():
             predictions = self.predict(points, voxels)
-        empty = voxels.coords[:, 0].long().bincount(minlength=batch_size) == 0
+        left_out = voxels.coords[:, 0].long().bincount(minlength=batch_size)[:, None] == 0
+        counted = self.counted_anchors(voxels)
+        if counted is not None:
+            left_out = left_out | ~counted
         scores = predictions.scores
-        scores = scores.masked_fill(empty.view(-1, *[1] * (scores.dim() - 1)), -torch.inf)
+        shape = (*left_out.shape, *[1] * (scores.dim() - 2))
+        scores = scores.masked_fill(left_out.view(shape), -torch.inf)
         return self.postprocess(
             predictions._replace(scores=scores), self.anchors, self.anchor_classes
         )

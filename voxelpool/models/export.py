@@ -69,13 +69,19 @@ class PlainNetwork(nn.Module):
         gives: see `Gives`.
 
     Raises:
-        VoxelpoolError: the sparse middle's back end is spconv.
+        VoxelpoolError: the sparse middle's back end is spconv, or boxes are asked for of a detector
+            that leaves out anchors over few voxels.
     """
 
     def __init__(
         self, detector: VoxelDetector, *, batch_size: int = 1, gives: Gives = "maps"
     ) -> None:
         super().__init__()
+        if gives == "boxes" and detector.config.head.min_voxels:
+            raise VoxelpoolError(
+                f"head.min_voxels is {detector.config.head.min_voxels}, which is not exported: "
+                "export with head.min_voxels=0, which takes the same weights and finds more"
+            )
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.batch_size = batch_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from voxelpool.config import Config
+from voxelpool.config import Config, DataConfig, SampleObjectsConfig
 from voxelpool.datasets import augment
 from voxelpool.datasets.kitti import Frame, KittiDataset
+from voxelpool.datasets.object_database import ObjectDatabase, database_path
 from voxelpool.errors import ConfigError, DataError
 from voxelpool.training import distributed
 
@@ -23,8 +25,49 @@ _AUGMENTATIONS = {
     "flip": augment.Flip,
     "scale": augment.Scale,
     "rotate": augment.Rotate,
+    "translate": augment.Translate,
     "object_noise": augment.ObjectNoise,
+    "object_scale": augment.ObjectScale,
+    "sample_objects": augment.SampleObjects,
+    "shuffle": augment.Shuffle,
+    "drop_points": augment.DropPoints,
+    "drop_beams": augment.DropBeams,
+    "jitter": augment.Jitter,
+    "reflectance_noise": augment.ReflectanceNoise,
 }
+
+
+def build_augmentation(data: DataConfig, frame_ids: Sequence[str]) -> augment.Compose:
+    """The augmentations of a configuration, in its order.
+
+    Args:
+        data: where they are listed.
+        frame_ids: the frames that are trained on; the split's own database of objects gives no
+            others.
+
+    Raises:
+        DataError: a database of objects is not there or damaged; says how to write one.
+    """
+    steps = []
+    for block in data.augment:
+        options = block.model_dump(exclude={"name"})
+        if isinstance(block, SampleObjectsConfig):
+            options["database"] = _object_database(block, data, frame_ids)
+        steps.append(_AUGMENTATIONS[block.name](**options))
+    return augment.Compose(steps)
+
+
+def _object_database(
+    block: SampleObjectsConfig, data: DataConfig, frame_ids: Sequence[str]
+) -> ObjectDatabase:
+    path = Path(block.database or database_path(data.root, data.train_split))
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no such file, which data.augment: sample_objects needs; write it with "
+            f"tools/prepare_kitti.py {data.root} --gt-database"
+        )
+    database = ObjectDatabase.load(path)
+    return database if block.database else database.of_frames(frame_ids)
 
 
 @dataclass(frozen=True)
@@ -257,17 +300,12 @@ def collate_read(reads: Sequence[FrameRead], classes: Sequence[str]) -> SweepBat
 
 
 class TrainingFrames(Dataset[Frame]):
-    """Frames of a data set, augmented."""
+    """Frames of a data set, augmented; ``difficulty`` and ``objects`` stay what was read."""
 
     def __init__(self, frames: KittiDataset, config: Config) -> None:
         self.frames = frames
         self.seed = config.seed
-        self.augment = augment.Compose(
-            [
-                _AUGMENTATIONS[step.name](**step.model_dump(exclude={"name"}))
-                for step in config.data.augment
-            ]
-        )
+        self.augment = build_augmentation(config.data, frames.frame_ids)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -276,15 +314,16 @@ class TrainingFrames(Dataset[Frame]):
         epoch, row = key
         frame = self.frames[row]
         rng = augment.frame_generator(self.seed, epoch, frame.frame_id)
-        points, boxes = self.augment(frame.points, frame.boxes, rng)
-        return replace(frame, points=points, boxes=boxes)
+        sweep = self.augment(augment.LabelledSweep(frame.points, frame.boxes, frame.names), rng)
+        return replace(frame, points=sweep.points, boxes=sweep.boxes, names=list(sweep.names))
 
 
 class SweepData(lightning.LightningDataModule):
     """The training and validation sweeps that a configuration names.
 
     Raises:
-        DataError: the data set is not there; raised when it is built, before any training.
+        DataError: the data set, or a database of objects that augmentation needs, is not there;
+            raised when this is built, before any training.
     """
 
     def __init__(self, config: Config) -> None:
@@ -308,6 +347,8 @@ class SweepData(lightning.LightningDataModule):
             )
         )
 
+        self.augmented_frames = TrainingFrames(self.train_frames, config)
+
     def train_dataloader(self) -> DataLoader[SweepBatch]:
         """Augmented sweeps in an order of their own each epoch."""
         batches = EpochBatches(
@@ -316,9 +357,7 @@ class SweepData(lightning.LightningDataModule):
             self.config.seed,
             **where_training_stands(self),
         )
-        return self._loader(
-            TrainingFrames(self.train_frames, self.config), self.train_frames, batches
-        )
+        return self._loader(self.augmented_frames, self.train_frames, batches)
 
     def val_dataloader(self) -> DataLoader[SweepBatch]:
         """Sweeps as they are, in the split's order."""

@@ -169,11 +169,12 @@ class DetectorModule(TrainedModule):
 
     def training_step(self, batch: SweepBatch, index: int) -> Tensor:
         """The loss of a batch; stops the training if it is not finite."""
-        predictions = self.model(
-            batch.points, batch.batch, batch.batch_size, seed=self.config.seed + self.global_step
-        )
+        seed = self.config.seed + self.global_step
+        voxels = self.model.voxelize(batch.points, batch.batch, batch.batch_size, seed=seed)
+        predictions = self.model.predict(batch.points, voxels)
+        counted = self.model.counted_anchors(voxels)
         parts = self.model.loss(
-            predictions, batch.boxes, batch.classes, divisors=distributed.divisors
+            predictions, batch.boxes, batch.classes, counted, divisors=distributed.divisors
         )
         self._log_parts(parts, batch, counts=("num_positive",))
         return parts["loss"]
