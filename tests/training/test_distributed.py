@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import warnings
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -176,9 +177,9 @@ def test_every_row_comes_once(
         again.set_epoch(2)
         assert list(again) == parts[-1][1:]
         again.set_epoch(3)
-        assert len(list(again)) == len(batches) and list(again)[0][0][0] == 3
-    whole = [sorted(sum(batch, [])) for batch in zip(*parts, strict=True)]
-    assert sorted(sum(whole, [])) == [(2, row) for row in range(length)]
+        assert len(list(again)) == len(batches) and next(iter(again))[0][0] == 3
+    whole = [sorted(chain(*batch)) for batch in zip(*parts, strict=True)]
+    assert sorted(chain(*whole)) == [(2, row) for row in range(length)]
     order = np.random.default_rng([3, 2]).permutation(length).tolist()
     expected = [sorted((2, row) for row in order[i : i + size]) for i in range(0, length, size)]
     if len(expected[-1]) < processes and len(expected) > 1:
@@ -194,7 +195,7 @@ def test_validation_batches_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         shares.append(list(ValidationBatches(11, 2)))
     assert [shares[i % 3][i // 3] for i in range(6)] == alone
-    assert sum(alone, []) == list(range(11))
+    assert list(chain(*alone)) == list(range(11))
 
 
 def test_too_few_rows_for_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
