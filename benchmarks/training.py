@@ -139,9 +139,10 @@ def main() -> None:
     overrides = [*given.overrides, *(["train.batch_size=2"] if setting.quick else [])]
     config = load_config(given.config, overrides)
     batches = 3 if setting.quick else setting.repeats
+    in_memory = isinstance(config, ClassifierConfig)
     speeds = [
         loader_speed(config, workers, batches, setting.seconds)
-        for workers in dict.fromkeys(given.workers)
+        for workers in ([0] if in_memory else dict.fromkeys(given.workers))
     ]
     gc.collect()
     speed = model_speed(config, setting.device, batches, setting.seconds)

@@ -18,7 +18,7 @@ from voxelpool.config import AnyConfig, ClassifierConfig, Config
 from voxelpool.errors import ConfigError, DataError
 from voxelpool.nn import PackedBatchNorm, reach, synchronise_norms
 from voxelpool.training import Run, distributed, fit, new_run
-from voxelpool.training.data import EpochBatches, ValidationBatches
+from voxelpool.training.data import EpochBatches, Position, ValidationBatches
 
 Together = Callable[..., list[Any]]
 
@@ -173,7 +173,7 @@ def test_every_row_comes_once(
         batches.set_epoch(2)
         parts.append(list(batches))
         assert len(batches) == len(parts[-1]) and all(parts[-1])
-        again = EpochBatches(length, size, seed=3, first_epoch=2, done=1)
+        again = EpochBatches(length, size, seed=3, start=Position(epoch=2, batches=1))
         again.set_epoch(2)
         assert list(again) == parts[-1][1:]
         again.set_epoch(3)

@@ -8,6 +8,7 @@ import os
 import signal
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -48,7 +49,7 @@ class DieAt(lightning.Callback):
             die()
 
 
-def in_another_process(function: Callable[[], None]) -> int:
+def in_another_process(function: Callable[[], Any]) -> int:
     """Calls it in a process that may die; returns its exit code."""
     child = multiprocessing.get_context("fork").Process(target=function)
     child.start()
@@ -123,17 +124,17 @@ def test_a_killed_training_ends_as_an_uninterrupted_one(
         if not resume and kills:
             run = new_run(config, tmp_path / f"run{kills}")
 
-        def go_on(run: Run = run, resume: bool = resume, killer: Any = DieAt(step, amid)) -> None:
-            torch.set_num_threads(1)
-            fit(config, run, resume=resume, progress=False, callbacks=[killer])
-
-        code = in_another_process(go_on)
+        go_on = partial(fit, config, run, resume=resume, progress=False)
+        code = in_another_process(partial(go_on, callbacks=[DieAt(step, amid)]))
         if code == 0:
             break
         assert code == -signal.SIGKILL
         kills += 1
     assert kills and code == 0
     assert_same(run, whole)
+    assert {path.name for path in run.last.parent.iterdir()} == {
+        path.name for path in whole.last.parent.iterdir()
+    }
 
 
 def test_killed_while_a_checkpoint_is_written(

@@ -92,7 +92,7 @@ class BrokenFrames(lightning.Callback):
             self.met.add(broken.frame_id)
             if broken.frame_id not in self.told:
                 self.told.add(broken.frame_id)
-                warnings.warn(f"skipped frame {broken.frame_id}: {broken.message}", stacklevel=2)
+                warnings.warn(f"skipped frame {broken.frame_id}: {broken.message}", stacklevel=1)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: SweepBatch, index: int
@@ -119,4 +119,4 @@ class BrokenFrames(lightning.Callback):
         self.met = set()
         if met and distributed.rank() == 0:
             count = f"{len(met)} broken frame{'s' if len(met) > 1 else ''}"
-            warnings.warn(f"epoch {trainer.current_epoch}: {count} skipped", stacklevel=2)
+            warnings.warn(f"epoch {trainer.current_epoch}: {count} skipped", stacklevel=1)

@@ -111,12 +111,16 @@ class LastCheckpoint(Checkpoint):
         self.every_steps = every_steps
         self.saved_step = -1
 
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """The step that a run was resumed at has been saved: gradients may be added up since."""
+        self.saved_step = trainer.global_step
+
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any
     ) -> None:
         """Within an epoch: its last batch is still to be validated."""
         step = trainer.global_step
-        if self.every_steps is None or step % self.every_steps or step in (0, self.saved_step):
+        if self.every_steps is None or step % self.every_steps or step == self.saved_step:
             return
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._save(trainer)

@@ -24,7 +24,7 @@ from voxelpool.models import classifier_of
 from voxelpool.ops import occupancy_grid
 from voxelpool.structures import VoxelGrid
 from voxelpool.training import distributed
-from voxelpool.training.data import EpochBatches, ValidationBatches, where_training_stands
+from voxelpool.training.data import EpochBatches, Position, ValidationBatches
 from voxelpool.training.module import TrainedModule
 
 
@@ -263,6 +263,9 @@ class ObjectData(lightning.LightningDataModule):
         progress: called while they are read.
         training: also read the training split.
 
+    Attributes:
+        position: where the training goes on.
+
     Raises:
         DataError: they are not there, or a class has no training object.
     """
@@ -276,6 +279,7 @@ class ObjectData(lightning.LightningDataModule):
     ) -> None:
         super().__init__()
         self.config = config
+        self.position = Position()
         self.train_objects: ObjectSet | None = None
         if training:
             self.train_objects = self._load(
@@ -312,7 +316,7 @@ class ObjectData(lightning.LightningDataModule):
             self.config.seed,
             least=2,  # batch normalization cannot learn from one object
             drop_single=True,
-            **where_training_stands(self),
+            start=self.position,
         )
         return DataLoader(
             ObjectBatches(self.train_objects, self.config),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -136,6 +136,30 @@ def collate(frames: Sequence[Frame], classes: Sequence[str]) -> SweepBatch:
     )
 
 
+@dataclass(frozen=True)
+class Position:
+    """Where a training stands.
+
+    Attributes:
+        step: steps of the optimizer that are done.
+        epoch: the epoch to go on with.
+        batches: batches of that epoch that are done.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batches: int = 0
+
+    @classmethod
+    def of_checkpoint(cls, contents: Mapping[str, Any]) -> Position:
+        """Where a checkpoint of Lightning's was written."""
+        loop = contents["loops"]["fit_loop"]
+        epochs = loop["epoch_progress"]["current"]
+        amid = epochs["processed"] < epochs["ready"]
+        batches = loop["epoch_loop.batch_progress"]["current"]["ready"] if amid else 0
+        return cls(contents["global_step"], epochs["processed"], batches)
+
+
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Yields this process' part of each training batch, as (epoch, row) pairs.
 
@@ -152,8 +176,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         seed: of the run.
         least: rows that a process needs to have of a batch.
         drop_single: leave out a last batch of one row.
-        first_epoch: the epoch to begin with.
-        done: batches of that epoch that are not wanted again.
+        start: where to go on; loaders with workers read ahead before Lightning sets the epoch.
 
     Raises:
         ConfigError: too few rows in a batch for so many processes.
@@ -168,8 +191,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         *,
         least: int = 1,
         drop_single: bool = False,
-        first_epoch: int = 0,
-        done: int = 0,
+        start: Position | None = None,
     ) -> None:
         self.rank, self.processes = distributed.rank(), distributed.size()
         needed = self.processes * least if self.processes > 1 else 1
@@ -188,7 +210,8 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         if len(starts) > 1 and end - starts[-1] < needed:
             starts.pop()
         self.spans = list(zip(starts, [*starts[1:], end], strict=True))
-        self.epoch, self.done = first_epoch, done
+        start = start or Position()
+        self.epoch, self.done = start.epoch, start.batches
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the training loop before each epoch."""
@@ -219,17 +242,6 @@ class ValidationBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)
-
-
-def where_training_stands(module: lightning.LightningDataModule) -> dict[str, int]:
-    """The epoch that a training goes on with and its batches done, for `EpochBatches`."""
-    if module.trainer is None:
-        return {}
-    loop = module.trainer.fit_loop
-    epochs = loop.epoch_progress.current
-    amid = epochs.processed < epochs.ready
-    done = loop.epoch_loop.batch_progress.current.ready if amid else 0
-    return {"first_epoch": epochs.processed, "done": done}
 
 
 @dataclass(frozen=True)
@@ -321,6 +333,9 @@ class TrainingFrames(Dataset[Frame]):
 class SweepData(lightning.LightningDataModule):
     """The training and validation sweeps that a configuration names.
 
+    Attributes:
+        position: where the training goes on.
+
     Raises:
         DataError: the data set, or a database of objects that augmentation needs, is not there;
             raised when this is built, before any training.
@@ -329,6 +344,7 @@ class SweepData(lightning.LightningDataModule):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
+        self.position = Position()
         data = config.data
         self.train_frames, self.val_frames = (
             KittiDataset(
@@ -355,7 +371,7 @@ class SweepData(lightning.LightningDataModule):
             len(self.train_frames),
             self.config.train.batch_size,
             self.config.seed,
-            **where_training_stands(self),
+            start=self.position,
         )
         return self._loader(self.augmented_frames, self.train_frames, batches)
 

@@ -41,7 +41,7 @@ from voxelpool.training.checkpoints import (
     newest_whole,
 )
 from voxelpool.training.classify import ClassifierModule, ObjectData
-from voxelpool.training.data import SweepData
+from voxelpool.training.data import Position, SweepData
 from voxelpool.training.module import DetectorModule, TrainedModule
 
 _PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
@@ -251,6 +251,8 @@ def _fit(
         synchronise_norms(module.model)
     folder = run.last.parent
     start = distributed.on_first(lambda: _starting_point(run)) if resume else None
+    if start is not None:
+        data.position = Position.of_checkpoint(load_checkpoint(start))
     first = distributed.rank() == 0
     best = ModelCheckpoint(
         folder,
@@ -275,7 +277,7 @@ def _fit(
             enable_model_summary=False,
             use_distributed_sampler=False,
             plugins=[WholeCheckpoints()],
-            logger=_loggers(run, start),
+            logger=_loggers(run, data.position.step if resume else None),
             callbacks=[
                 *([EMAWeightAveraging(decay=train.ema)] if train.ema is not None else []),
                 *([DrawnFrames(config), BrokenFrames()] if isinstance(config, Config) else []),
@@ -295,6 +297,8 @@ def _fit(
 def _starting_point(run: Run) -> Path:
     """The checkpoint to resume from; a damaged one is put aside, lest it be kept as previous."""
     start = newest_whole(run.last.parent)
+    for unfinished in run.last.parent.glob(".*.ckpt.*.tmp"):
+        unfinished.unlink()
     if start != run.last and run.last.is_file():
         os.replace(run.last, run.last.with_suffix(".damaged"))
     return start
@@ -314,17 +318,14 @@ def _processes() -> dict[str, Any]:
     }
 
 
-def _loggers(run: Run, start: Path | None) -> list[Logger]:
-    """Of a resumed run, they go on after the step of the checkpoint ``start``."""
+def _loggers(run: Run, step: int | None) -> list[Logger]:
+    """Of a run that is resumed at ``step``, they keep what was logged before."""
     path = run.folder / "metrics.csv"
     kept: list[dict[str, Any]] = []
-    step = None
-    if start is not None:
-        step = load_checkpoint(start)["global_step"]
-        if distributed.rank() == 0 and path.is_file():
-            with path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
-            kept = [{key: value for key, value in row.items() if value} for row in rows]
+    if step is not None and distributed.rank() == 0 and path.is_file():
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
+        kept = [{key: value for key, value in row.items() if value} for row in rows]
     metrics = CSVLogger(run.folder, name="", version="", flush_logs_every_n_steps=20)
     if kept:  # Lightning's begins anew
         metrics.experiment.metrics.extend(kept)
