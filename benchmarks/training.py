@@ -2,7 +2,7 @@
 
 Training never waits for its data where the loader gives more frames a second than the model takes.
 
-Example: python benchmarks/training.py configs/voxelnet_car.yaml data.root=data/kitti --workers 0 2 4
+Example: python benchmarks/training.py configs/voxelnet_car.yaml data.root=data/kitti --seconds 60
 """
 
 from __future__ import annotations

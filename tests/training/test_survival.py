@@ -195,7 +195,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     good = run.last.read_bytes()
     assert load_checkpoint(run.previous)["epoch"] == load_checkpoint(run.last)["epoch"] - 1
     flipped = bytearray(good)
-    flipped[len(good) // 2] ^= 16
+    largest = max(load_checkpoint(run.last)["state_dict"].values(), key=torch.numel)
+    flipped[good.index(largest.numpy().tobytes()) + largest.numel()] ^= 16
     for damaged in (b"", good[: len(good) // 2], b"x" * len(good), bytes(flipped)):
         run.last.write_bytes(damaged)
         with pytest.warns(UserWarning, match=r"last\.ckpt: .*resuming from previous\.ckpt"):

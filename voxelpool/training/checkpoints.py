@@ -14,6 +14,7 @@ import lightning
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import CSVLogger
 
 from voxelpool.errors import CheckpointError
 from voxelpool.files import atomic_write
@@ -99,7 +100,7 @@ def _holds_code(path: Path, error: CheckpointError) -> bool:
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes last.ckpt after each epoch, and within it every so many steps.
+    """Writes last.ckpt, and the figures until then, after each epoch and every so many steps.
 
     Args:
         folder: where.
@@ -133,4 +134,7 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: lightning.Trainer) -> None:
         self.saved_step = trainer.global_step
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger):
+                logger.save()
         trainer.save_checkpoint(self.path)
