@@ -33,7 +33,7 @@ test: install  ## run the tests
 sanitize: install  ## run the op tests under the address, undefined and thread sanitizers
 	.ci/sanitize
 
-wheel: install  ## build the wheel for every GPU into dist/, and check that it stays under 5 MB
+wheel: install  ## build the wheel for every GPU into dist/, and check that its code stays under 5 MB
 	.ci/wheel
 
 lint: install  ## formatting, lint, types

@@ -10,6 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+from voxelpool.config import Config
+from voxelpool.datasets.kitti import write_sweep
+from voxelpool.models import build_detector
+from voxelpool.models.import_weights import write_checkpoint
+from voxelpool.models.weights import random_points
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,15 +35,42 @@ def commands() -> list[list[str]]:
     return [line for line in lines if line]
 
 
-def test_python_runs(tmp_path: Path) -> None:
-    (snippet,) = blocks("python")
+def run_python(use: str, folder: Path) -> str:
+    """Runs the README's Python that has ``use`` in it; what it printed."""
+    (snippet,) = [block for block in blocks("python") if use in block]
     done = subprocess.run(
-        [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", snippet], cwd=folder, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_python_runs(tmp_path: Path) -> None:
+    out = run_python("voxelize(", tmp_path)
     stored = np.load(tmp_path / "voxels.npz")
-    assert f"torch.Size([{len(stored['coords'])}, 4])" in done.stdout
+    assert f"torch.Size([{len(stored['coords'])}, 4])" in out
     assert stored["offsets"][-1] <= 20_000
+
+
+def test_detecting_from_python_runs(tiny_config: Config, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = build_detector(tiny_config).eval()
+    with torch.no_grad():
+        network.rpn.score_head.bias.add_(2)
+    checkpoint = tmp_path / "runs/demo/checkpoints/best.ckpt"
+    sweep = tmp_path / "data/simulated/training/velodyne/000600.bin"
+    for path in (checkpoint, sweep):
+        path.parent.mkdir(parents=True)
+    write_checkpoint(checkpoint, tiny_config, network.state_dict())
+    points = random_points(network, 500)
+    write_sweep(sweep, points.numpy())
+    found = network.detect(points)[0]
+    found = found[found.scores >= 0.3]
+    lines = [line.split() for line in run_python("Detector.load(", tmp_path).splitlines()]
+    assert len(lines) == len(found) > 0
+    assert [line[0] for line in lines] == ["Car"] * len(found)
+    scores = torch.tensor([float(line[1]) for line in lines])
+    torch.testing.assert_close(scores, found.scores, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)

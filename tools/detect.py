@@ -13,33 +13,41 @@ import torch
 import typer
 from rich.table import Table
 
-from voxelpool.config import load_detector_config
-from voxelpool.datasets.kitti import (
-    find_beside,
-    read_label,
-    results_from_boxes,
-    write_result,
-)
-from voxelpool.datasets.sweeps import LoneSweep, read_lone_sweep
+from voxelpool import Detector
+from voxelpool.config import Config, load_detector_config
+from voxelpool.datasets.kitti import find_beside, read_label, results_from_boxes, write_result
+from voxelpool.datasets.sweeps import LoneSweep, find_sweeps, read_ahead, read_lone_sweep
 from voxelpool.detection import Detections
-from voxelpool.errors import DataError
+from voxelpool.errors import ConfigError, DataError
 from voxelpool.files import atomic_write, refuse_existing
-from voxelpool.models import Precision, VoxelDetector, load_detector
+from voxelpool.models import Precision
+from voxelpool.models.checkpoint import trained_detector_config
+from voxelpool.models.weights import find_weights
 from voxelpool.visualization import BoxGroup, Scene, render_3d, render_bev
 
 BOX_FIELDS = ("x", "y", "z", "dx", "dy", "dz", "yaw")
 
 
 def main(
-    config: Annotated[Path, typer.Argument(help="the configuration that was trained")],
-    inputs: Annotated[
+    arguments: Annotated[
         list[str],
         typer.Argument(
-            metavar="INPUT... [KEY=VALUE]...",
-            help="sweeps (.bin) or folders of them; keys of CONFIG",
+            metavar="[CONFIG] INPUT... [KEY=VALUE]...",
+            help="the configuration that was trained, unless --weights brings one; sweeps (.bin) "
+            "or folders of them; keys of the configuration",
         ),
     ],
-    checkpoint: Annotated[Path, typer.Option(help="weights that tools/train.py wrote")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="weights of CONFIG that tools/train.py wrote")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="instead of CONFIG and --checkpoint: the name of weights that came with the "
+            "package, or a file that brings its configuration",
+            metavar="NAME|PATH",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="folder for what is found")] = Path(
         "detections"
     ),
@@ -52,6 +60,18 @@ def main(
     min_score: Annotated[
         float, typer.Option(help="draw boxes from this score on", min=0, max=1)
     ] = 0.5,
+    score_threshold: Annotated[
+        float | None,
+        typer.Option(help="write boxes from this score on; default: as configured", min=0, max=1),
+    ] = None,
+    nms_iou: Annotated[
+        float | None,
+        typer.Option(
+            help="drop boxes that overlap a better one by more; default: as configured",
+            min=0,
+            max=1,
+        ),
+    ] = None,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:1; default: cuda where there is one")
     ] = "cuda" if torch.cuda.is_available() else "cpu",
@@ -68,46 +88,71 @@ def main(
 
     Example: python tools/detect.py configs/demo.yaml data/simulated/training/velodyne/000000.bin
     --checkpoint runs/demo/checkpoints/best.ckpt -o detections --png
+
+    With --weights no CONFIG is given:
+    python tools/detect.py --weights runs/demo/checkpoints/best.ckpt sweep.bin
     """
-    overrides = [text for text in inputs if "=" in text and not Path(text).exists()]
-    settings = load_detector_config(config, overrides)
-    paths = find_sweeps([Path(text) for text in inputs if text not in overrides])
+    overrides = [text for text in arguments if "=" in text and not Path(text).exists()]
+    inputs = [text for text in arguments if text not in overrides]
+    path, settings = chosen(inputs, overrides, checkpoint, weights)
+    paths = sweeps_named(inputs)
     if calib is not None and len(paths) > 1:
         raise DataError(f"--calib belongs to one sweep, but INPUT names {len(paths)}")
-    detector = load_detector(checkpoint, settings).to(device)
+    detector = Detector.load(
+        path,
+        config=settings,
+        device=device,
+        score_threshold=score_threshold,
+        nms_iou=nms_iou,
+        precision=precision,
+    )
     _cli.say_backend(settings, device)
     if not overwrite:
         refuse_existing(out)
     out.mkdir(parents=True, exist_ok=True)
     summary = Table("sweep", "points", "found", "best score", "ms", title=f"{settings.name}")
     written: list[Path] = []
-    for path in _cli.progress(paths, "detecting"):
-        sweep = read_lone_sweep(path, crop=settings.data.crop_to_image, calibration=calib)
+    crop = settings.data.crop_to_image
+    sweeps = read_ahead(read_lone_sweep(path, crop=crop, calibration=calib) for path in paths)
+    for path, sweep in zip(_cli.progress(paths, "detecting"), sweeps, strict=True):
         started = time.perf_counter()
-        found = detect(detector, sweep, precision)
+        found = detector.detect(sweep.points)
         milliseconds = 1000 * (time.perf_counter() - started)
-        written += write_found(out, path.stem, found, sweep, settings.classes)
+        written += write_found(out, path.stem, found, sweep)
         if png:
-            written += draw_found(out, path, found, sweep, settings.classes, min_score)
+            written += draw_found(out, path, found, sweep, min_score)
         best = f"{found.scores[0]:.2f}" if len(found) else "-"
-        names = [settings.classes[row] for row in found.class_ids.tolist()]
-        counts = ", ".join(f"{names.count(name)} {name}" for name in settings.classes)
+        counts = ", ".join(f"{found.names.count(name)} {name}" for name in settings.classes)
         summary.add_row(path.stem, str(len(sweep.points)), counts, best, f"{milliseconds:.0f}")
     _cli.console.print(summary)
     for path in written if len(written) <= 10 else [out]:
         _cli.console.print(str(path))
 
 
-def find_sweeps(inputs: list[Path]) -> list[Path]:
-    """The sweeps that paths mean: themselves, or the .bin files in a folder, sorted."""
-    found: list[Path] = []
-    for path in inputs:
-        inside = sorted(path.glob("*.bin")) if path.is_dir() else [path]
-        if not inside:
-            raise DataError(f"{path}: holds no .bin sweep")
-        found += inside
-    if not found:
+def chosen(
+    inputs: list[str], overrides: list[str], checkpoint: Path | None, weights: str | None
+) -> tuple[Path, Config]:
+    """The file of the weights and its configuration; takes CONFIG out of ``inputs``."""
+    if weights is not None:
+        if checkpoint is not None:
+            raise ConfigError("--weights and --checkpoint: give one of them")
+        for text in inputs:
+            if Path(text).suffix in (".yaml", ".yml"):
+                raise ConfigError(f"{text}: --weights brings a configuration of its own")
+        path = find_weights(weights)
+        return path, trained_detector_config(path, overrides)
+    if checkpoint is None:
+        raise ConfigError("CONFIG goes with --checkpoint; without it give --weights NAME|PATH")
+    if not inputs:
+        raise ConfigError("CONFIG: none given")
+    return checkpoint, load_detector_config(inputs.pop(0), overrides)
+
+
+def sweeps_named(inputs: list[str]) -> list[Path]:
+    """The sweeps that INPUT means, each of another name."""
+    if not inputs:
         raise DataError("INPUT: no sweep given")
+    found = find_sweeps(inputs)
     names = [path.stem for path in found]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
@@ -115,17 +160,8 @@ def find_sweeps(inputs: list[Path]) -> list[Path]:
     return found
 
 
-def detect(detector: VoxelDetector, sweep: LoneSweep, precision: Precision = "32") -> Detections:
-    """The objects of one sweep, on the CPU."""
-    points = torch.from_numpy(sweep.points).to(detector.anchors.device)
-    return detector.detect(points, precision=precision)[0].to("cpu")
-
-
-def write_found(
-    out: Path, name: str, found: Detections, sweep: LoneSweep, classes: tuple[str, ...]
-) -> list[Path]:
+def write_found(out: Path, name: str, found: Detections, sweep: LoneSweep) -> list[Path]:
     """Writes what was found in one sweep; returns the files."""
-    names = [classes[row] for row in found.class_ids.tolist()]
     if sweep.calibration is not None and sweep.image_size is not None:
         path = out / f"{name}.txt"
         write_result(
@@ -133,7 +169,7 @@ def write_found(
             results_from_boxes(
                 found.boxes.double().numpy(),
                 found.scores.double().numpy(),
-                names,
+                found.names,
                 sweep.calibration,
                 sweep.image_size,
             ),
@@ -141,7 +177,9 @@ def write_found(
         return [path]
     records = [
         {"class": kind, "score": score, **dict(zip(BOX_FIELDS, box, strict=True))}
-        for kind, score, box in zip(names, found.scores.tolist(), found.boxes.tolist(), strict=True)
+        for kind, score, box in zip(
+            found.names, found.scores.tolist(), found.boxes.tolist(), strict=True
+        )
     ]
     with atomic_write(out / f"{name}.json") as file:
         json.dump(records, file, indent=1)
@@ -153,28 +191,23 @@ def write_found(
 
 
 def draw_found(
-    out: Path,
-    path: Path,
-    found: Detections,
-    sweep: LoneSweep,
-    classes: tuple[str, ...],
-    min_score: float,
+    out: Path, path: Path, found: Detections, sweep: LoneSweep, min_score: float
 ) -> list[Path]:
     """Draws one sweep with what was found and, where it has labels, what is there."""
-    shown = found.scores >= min_score
+    shown = found[found.scores >= min_score]
     groups = [
         BoxGroup(
-            found.boxes[shown],
+            shown.boxes,
             label="found",
             color=(1.0, 0.45, 0.1),
-            scores=found.scores[shown],
-            names=[classes[row] for row in found.class_ids[shown].tolist()],
+            scores=shown.scores,
+            names=shown.names,
         )
     ]
     beside = find_beside(path)
     if sweep.calibration is not None and beside is not None and beside.label.is_file():
         objects = read_label(beside.label)
-        known = objects[[row for row, name in enumerate(objects.type) if name in classes]]
+        known = objects[[row for row, name in enumerate(objects.type) if name in found.classes]]
         boxes = sweep.calibration.boxes_to_lidar(known.location, known.dimensions, known.rotation_y)
         groups.insert(0, BoxGroup(boxes, label="labelled", color=(0.2, 0.8, 0.3), names=known.type))
     scene = Scene(points=sweep.points, boxes=groups, title=path.stem)

@@ -1,9 +1,9 @@
-"""Writes a detector as a file that runs without this package."""
+"""Writes a detector as a file that runs without this package, or as small weights for it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, TypeAlias
 
 import _cli
 import typer
@@ -12,7 +12,11 @@ from voxelpool.config import load_detector_config
 from voxelpool.errors import ConfigError
 from voxelpool.files import refuse_existing
 from voxelpool.models import load_detector
-from voxelpool.models.export import Format, Gives, Takes, export_detector
+from voxelpool.models.export import Gives, Takes, export_detector
+from voxelpool.models.weights import SUFFIX, stored_difference, write_weights
+
+#: As `voxelpool.models.export.Format`, or weights for this package.
+Format: TypeAlias = Literal["torch-export", "onnx", "aoti", "weights"]
 
 
 def main(
@@ -20,7 +24,10 @@ def main(
     checkpoint: Annotated[Path, typer.Option(help="weights that tools/train.py wrote")],
     format: Annotated[Format, typer.Option(help="what to write")],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="file to write: .onnx for onnx, otherwise .pt2")
+        Path,
+        typer.Option(
+            "--out", "-o", help="file to write: .onnx for onnx, .pt for weights, otherwise .pt2"
+        ),
     ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="replace keys of CONFIG")
@@ -51,9 +58,12 @@ def main(
 ) -> None:
     """Writes the network of a checkpoint as a torch.export program, ONNX model or AOTI package.
 
-    The file runs without this package, for any number of voxels; docs/deploy.md shows how. SECOND
-    can be a torch.export program or AOTI package, with its native back end. A package of AOTI is
-    machine code, and making one needs a C++ compiler.
+    Or, with --format weights, as a checkpoint of half the size for tools/detect.py --weights and
+    voxelpool.Detector, which holds CONFIG and float16 and nothing of the training.
+
+    Any other file runs without this package, for any number of voxels; docs/deploy.md shows how.
+    SECOND can be a torch.export program or AOTI package, with its native back end. A package of
+    AOTI is machine code, and making one needs a C++ compiler.
 
     Example: python tools/export.py configs/pointpillars_small.yaml
     --checkpoint runs/pointpillars_small/checkpoints/best.ckpt --format onnx -o pillars.onnx
@@ -62,6 +72,17 @@ def main(
     if not overwrite:
         refuse_existing(out)
     detector = load_detector(checkpoint, settings).to(device)
+    if format == "weights":
+        if (takes, gives, batch_size, dense_input) != ("voxels", "maps", 1, False):
+            raise ConfigError("--takes, --gives, --batch-size, --dense-input: not of weights")
+        if out.suffix != SUFFIX:
+            raise ConfigError(f"{out}: weights are written to a file *{SUFFIX}")
+        write_weights(out, detector)
+        if check:
+            difference = stored_difference(out, detector)
+            _cli.console.print(f"scores differ from the detector's by up to {difference:.1e}")
+        _cli.console.print(f"{out} ({out.stat().st_size / 1e6:.1f} MB)")
+        return
     if dense_input:
         if settings.model != "voxelnet":
             raise ConfigError(f"--dense-input is for VoxelNet, and {config} is a {settings.model}")

@@ -7,7 +7,11 @@ and the others) load when they are first used.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from voxelpool._config_report import show_config
+    from voxelpool.inference import Detector
 
 __version__ = "0.1.0"
 
@@ -18,6 +22,7 @@ _PARTS = (
     "errors",
     "evaluation",
     "files",
+    "inference",
     "models",
     "nn",
     "ops",
@@ -25,15 +30,14 @@ _PARTS = (
     "training",
     "visualization",
 )
+_SHORTCUTS = {"Detector": "inference", "show_config": "_config_report"}
 
-__all__ = ["__version__", "show_config", *_PARTS]
+__all__ = ["Detector", "__version__", "show_config", *_PARTS]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "show_config":
-        from voxelpool._config_report import show_config
-
-        return show_config
+    if name in _SHORTCUTS:
+        return getattr(importlib.import_module(f"voxelpool.{_SHORTCUTS[name]}"), name)
     if name in _PARTS:
         return importlib.import_module(f"voxelpool.{name}")
     raise AttributeError(f"module 'voxelpool' has no attribute {name!r}")

@@ -128,3 +128,18 @@ def test_objects_of_real_sweeps(kitti_sample: Path) -> None:
 
 def test_a_split_has_its_own_file() -> None:
     assert database_path("data/kitti", "train") == Path("data/kitti/gt_database_train.npz")
+
+
+def test_counts_are_those_of_a_database_made_elsewhere(kitti_sample: Path) -> None:
+    """Points in the objects of four KITTI frames, as another package cut them out."""
+    database = build_object_database(KittiDataset(kitti_sample, "sample", crop_to_image=False))
+    expected = {
+        "000000": {"Pedestrian": [377]},
+        "000003": {"Car": [674]},
+        "000007": {"Car": [182, 20, 5], "Cyclist": [25]},
+        "000009": {"Car": [215, 4, 1]},
+    }
+    for frame_id, classes in expected.items():
+        for name, counts in classes.items():
+            own = (database.frame_ids == frame_id) & (database.names == name)
+            assert database.counts[own].tolist() == counts, (frame_id, name)

@@ -93,6 +93,15 @@ def test_second_says_what_it_cannot(run_tool: RunTool, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*out*"))
 
 
+def test_weights_say_what_they_cannot(run_tool: RunTool, tmp_path: Path) -> None:
+    _, config, checkpoint = saved(PILLARS, tmp_path)
+    given = ["export", config, "--checkpoint", checkpoint, "--format", "weights", "-o"]
+    assert "a file *.pt" in error(*run_tool(*given, tmp_path / "out.pt2")[::2])
+    assert "--takes" in error(*run_tool(*given, tmp_path / "out.pt", "--takes", "points")[::2])
+    assert "none/out.pt: cannot write" in error(*run_tool(*given, tmp_path / "none/out.pt")[::2])
+    assert not list(tmp_path.glob("*out*"))
+
+
 def test_help_shows_an_example(run_tool: RunTool) -> None:
     code, out, _ = run_tool("export", "--help")
     assert code == 0

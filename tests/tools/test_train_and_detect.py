@@ -150,6 +150,76 @@ def test_detect_without_calibration_writes_lidar_boxes(
     assert code == 0 and len(read_result(tmp_path / "with" / "lone.txt")) > 0
 
 
+def test_detect_by_weights_alone(
+    run_tool: RunTool, trained: tuple[Path, Path], tiny_kitti: Path, tmp_path: Path
+) -> None:
+    """Weights that tools/export.py strips of the training, by file and by name."""
+    config, checkpoint = trained
+    weights, folder = tmp_path / "mine.pt", tiny_kitti / "training" / "velodyne"
+    code, out, err = run_tool(
+        "export", config, "--checkpoint", checkpoint, "--format", "weights", "-o", weights
+    )
+    assert code == 0, err
+    assert "scores differ from the detector's by up to" in out and "MB)" in out
+    assert weights.stat().st_size < checkpoint.stat().st_size
+
+    for name, with_what in (("by_config", [config, "--checkpoint", weights]),
+                            ("by_weights", ["--weights", weights])):  # fmt: skip
+        code, out, err = run_tool(
+            "detect", *with_what, folder, "--score-threshold", 0, "-o", tmp_path / name
+        )
+        assert code == 0, err
+        assert "000000" in out and "000005" in out
+    written = sorted(path.name for path in (tmp_path / "by_config").iterdir())
+    assert written == [f"{row:06d}.txt" for row in range(6)]
+    for name in written:
+        text = (tmp_path / "by_weights" / name).read_text()
+        assert text and text == (tmp_path / "by_config" / name).read_text()
+
+    every = read_result(tmp_path / "by_weights" / "000000.txt").score
+    run_tool(
+        "detect", "--weights", weights, folder / "000000.bin", "postprocess.max_detections=3",
+        "--score-threshold", 0, "-o", tmp_path / "few",
+    )  # fmt: skip
+    few = read_result(tmp_path / "few" / "000000.txt").score
+    assert 0 < len(few) <= 3 and set(few) <= set(every)
+    cut = (every.max() + every.min()) / 2
+    run_tool(
+        "detect", "--weights", weights, folder / "000000.bin", "--score-threshold", cut,
+        "--nms-iou", 1, "-o", tmp_path / "sure",
+    )  # fmt: skip
+    sure = read_result(tmp_path / "sure" / "000000.txt").score
+    assert (sure >= cut).all() and set(every[every >= cut]) <= set(sure)
+
+
+def test_detect_says_what_goes_with_what(
+    run_tool: RunTool, trained: tuple[Path, Path], tiny_kitti: Path
+) -> None:
+    config, checkpoint = trained
+    sweep = tiny_kitti / "training" / "velodyne" / "000000.bin"
+
+    def refused(*arguments: object) -> str:
+        code, _, err = run_tool("detect", *arguments)
+        return error(code, err)
+
+    assert "without it give --weights" in refused(config, sweep)
+    assert "give one of them" in refused("--weights", "x", "--checkpoint", checkpoint, sweep)
+    assert "tiny.yaml: --weights brings" in refused("--weights", checkpoint, config, sweep)
+    assert "no sweep given" in refused("--weights", checkpoint, "postprocess.nms_iou=0.5")
+    assert "no sweep given" in refused(config, "--checkpoint", checkpoint)
+    assert "CONFIG: none given" in refused("seed=1", "--checkpoint", checkpoint)
+    assert "voxelnet_bus: no such file, and no such weights" in refused(
+        "--weights", "voxelnet_bus", sweep
+    )
+    assert "unknown key, did you mean nms_iou" in refused(
+        "--weights", checkpoint, sweep, "postprocess.nms_io=1"
+    )
+    assert "vfe.channels.0 is 8 there and 4 here" in refused(
+        "--weights", checkpoint, sweep, "vfe.channels=[4]"
+    )
+    assert "'gpu' is unknown" in refused("--weights", checkpoint, sweep, "--device", "gpu")
+
+
 @pytest.mark.parametrize(
     "points",
     [

@@ -1,9 +1,14 @@
-"""One sweep by itself, with its calibration if that lies beside it."""
+"""Sweeps by themselves, with their calibration if that lies beside them."""
 
 from __future__ import annotations
 
 import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +16,9 @@ from numpy.typing import NDArray
 from voxelpool.datasets.calibration import Calibration, crop_to_image
 from voxelpool.datasets.kitti import find_beside
 from voxelpool.datasets.kitti_format import DEFAULT_IMAGE_SIZE, image_size, read_sweep
+from voxelpool.errors import DataError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,3 +81,35 @@ def read_lone_sweep(
             points, rows = points[seen], rows[seen]
     outside = num_read - num_nonfinite - len(rows)
     return LoneSweep(points, rows, num_read, num_nonfinite, outside, loaded, size)
+
+
+def find_sweeps(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """The sweeps that paths mean: themselves, or the .bin files in a folder, sorted.
+
+    Raises:
+        DataError: a folder holds none.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        inside = sorted(path.glob("*.bin")) if path.is_dir() else [path]
+        if not inside:
+            raise DataError(f"{path}: holds no .bin sweep")
+        found += inside
+    return found
+
+
+def read_ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
+    """Yields from ``items``, of which a thread already fetches up to ``depth`` more.
+
+    An error in it is raised where its item would have come.
+    """
+    end = object()
+    iterator = iter(items)
+    pool = ThreadPoolExecutor(1, thread_name_prefix="read_ahead")
+    try:
+        ahead = deque(pool.submit(next, iterator, end) for _ in range(depth))
+        while (item := ahead.popleft().result()) is not end:
+            ahead.append(pool.submit(next, iterator, end))
+            yield item  # type: ignore[misc]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

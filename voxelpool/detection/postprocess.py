@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from voxelpool.detection.anchors import Predictions
@@ -22,19 +24,50 @@ class Detections:
     Attributes:
         boxes: (n, 7) x, y, z, length, width, height, yaw in the LiDAR frame.
         scores: (n,) in [0, 1].
-        class_ids: (n,) int64.
+        class_ids: (n,) int64, rows of ``classes``.
+        classes: the names of all classes that there are; empty where nobody said.
     """
 
     boxes: Tensor
     scores: Tensor
     class_ids: Tensor
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.boxes.shape[0]
 
+    def __getitem__(self, rows: Tensor | slice) -> Detections:
+        """Some of them: ``found[found.scores > 0.5]``, ``found[:10]``."""
+        return replace(
+            self,
+            boxes=self.boxes[rows],
+            scores=self.scores[rows],
+            class_ids=self.class_ids[rows],
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """The class of each box by its name.
+
+        Raises:
+            ValueError: the classes have no names.
+        """
+        if not self.classes:
+            raise ValueError("these detections do not know the names of their classes")
+        return [self.classes[row] for row in self.class_ids.tolist()]
+
     def to(self, device: torch.device | str) -> Detections:
         """The same result on another device."""
-        return Detections(self.boxes.to(device), self.scores.to(device), self.class_ids.to(device))
+        return replace(
+            self,
+            boxes=self.boxes.to(device),
+            scores=self.scores.to(device),
+            class_ids=self.class_ids.to(device),
+        )
+
+    def numpy(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+        """Boxes, scores and class ids as arrays."""
+        return self.boxes.cpu().numpy(), self.scores.cpu().numpy(), self.class_ids.cpu().numpy()
 
 
 class Postprocessor:
@@ -55,6 +88,7 @@ class Postprocessor:
         max_detections: best boxes of a frame that are kept.
         direction_offset: see `box_coder.face`.
         center_range: x0, y0, z0, x1, y1, z1 that box centres must lie in, or None.
+        classes: their names, for the results.
 
     Raises:
         ValueError: if a threshold or count is out of its range or a name is unknown.
@@ -71,6 +105,7 @@ class Postprocessor:
         max_detections: int = 100,
         direction_offset: float = math.pi / 4,
         center_range: Sequence[float] | None = None,
+        classes: Sequence[str] = (),
     ) -> None:
         for name, value in (("score_threshold", score_threshold), ("nms_iou", nms_iou)):
             if not 0 <= value <= 1:
@@ -93,6 +128,7 @@ class Postprocessor:
         self.nms_pre = nms_pre
         self.max_detections = max_detections
         self.center_range = None if center_range is None else tuple(center_range)
+        self.classes = tuple(classes)
 
     @torch.no_grad()
     def __call__(
@@ -175,11 +211,15 @@ class Postprocessor:
                 anchors.new_zeros(0, 7, dtype=torch.float32),
                 scores.new_zeros(0),
                 class_ids.new_zeros(0, dtype=torch.int64),
+                self.classes,
             )
         all_scores = torch.cat(kept_scores)
         order = _best_first(all_scores, self.max_detections)
         return Detections(
-            torch.cat(boxes)[order], all_scores[order], torch.cat(kept_classes)[order]
+            torch.cat(boxes)[order],
+            all_scores[order],
+            torch.cat(kept_classes)[order],
+            self.classes,
         )
 
     def _candidates(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,11 +60,36 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def checkpoint_config(contents: dict[str, Any], path: str | os.PathLike[str]) -> AnyConfig:
-    """The configuration that a checkpoint was trained with."""
+    """The configuration that a checkpoint was trained with.
+
+    Raises:
+        CheckpointError: it is none of this version; names the key.
+    """
     try:
         return parse_config(contents[CONFIG_KEY], source=str(path))
     except ConfigError as error:
         raise CheckpointError(f"{path}: its configuration does not fit: {error}") from error
+
+
+def trained_detector_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+    """The configuration in a detector's checkpoint, with some keys replaced.
+
+    Args:
+        path: the checkpoint.
+        overrides: as `voxelpool.config.load_config`.
+
+    Raises:
+        CheckpointError: unreadable, or of a classifier.
+        ConfigError: ``overrides`` are wrong; names the key.
+    """
+    trained = checkpoint_config(load_checkpoint(path), path)
+    return _of_detector(parse_config(dump_config(trained), overrides, source=str(path)), path)
+
+
+def _of_detector(config: AnyConfig, path: str | os.PathLike[str]) -> Config:
+    if not isinstance(config, Config):
+        raise CheckpointError(f"{path}: is of the classifier {config.model}, no detector")
+    return config
 
 
 def load_detector(path: str | os.PathLike[str], config: Config | None = None) -> VoxelDetector:
@@ -78,8 +104,7 @@ def load_detector(path: str | os.PathLike[str], config: Config | None = None) ->
             names the first key that differs.
     """
     contents, trained = _trained(path, config)
-    if not isinstance(trained, Config):
-        raise CheckpointError(f"{path}: is of the classifier {trained.model}, no detector")
+    trained = _of_detector(trained, path)
     return _with_weights(build_detector(config or trained), contents, path)
 
 

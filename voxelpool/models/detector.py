@@ -99,7 +99,9 @@ class VoxelDetector(nn.Module):
             **config.loss.model_dump(exclude={"matching_iou"}),
         )
         self.postprocess = Postprocessor(
-            direction_offset=config.head.direction_offset, **config.postprocess.model_dump()
+            direction_offset=config.head.direction_offset,
+            classes=config.classes,
+            **config.postprocess.model_dump(),
         )
 
     def _encoder(self) -> VFE | MeanVFE:
@@ -293,7 +295,8 @@ class VoxelDetector(nn.Module):
             left_out = left_out | ~counted
         scores = predictions.scores
         shape = (*left_out.shape, *[1] * (scores.dim() - 2))
-        scores = scores.masked_fill(left_out.view(shape), -torch.inf)
+        # NaN: below any threshold, 0 too.
+        scores = scores.masked_fill(left_out.view(shape), torch.nan)
         return self.postprocess(
             predictions._replace(scores=scores), self.anchors, self.anchor_classes
         )
