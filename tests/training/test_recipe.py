@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -24,6 +25,17 @@ def with_train(config: Any, **changes: object) -> Any:
 def column(run: Run, name: str) -> list[float]:
     with open(run.folder / "metrics.csv") as file:
         return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+class StopAtStep(lightning.Callback):
+    """Ends the training after so many steps and their checkpoint."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise KeyboardInterrupt
 
 
 class Recorder(lightning.Callback):
@@ -100,16 +112,43 @@ def test_tensorboard_is_given_curves_and_pictures(
 
 
 def test_a_resumed_run_keeps_its_curves(tiny_config: Config, tmp_path: Path) -> None:
-    class Stop(lightning.Callback):
-        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
-            if trainer.global_step == 5:  # the first of the third epoch is done
-                raise KeyboardInterrupt
-
     whole = new_run(tiny_config, tmp_path / "whole")
     fit(tiny_config, whole, progress=False)
     run = new_run(tiny_config, tmp_path / "run")
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        fit(tiny_config, run, progress=False, callbacks=[Stop()])
+        fit(tiny_config, run, progress=False, callbacks=[StopAtStep(5)])
     fit(tiny_config, run, resume=True, progress=False)
     for name in ("train/loss", "val/3d", "lr-SGD", "step"):
         assert column(run, name) == column(whole, name), name
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_each_epoch_has_an_order_of_its_own(
+    resumed: bool, workers: int, tiny_config: Config, tmp_path: Path
+) -> None:
+    """Also the epoch that a training is resumed with, which loaders begin to read ahead of."""
+
+    class Watch(lightning.Callback):
+        def __init__(self) -> None:
+            self.ids: list[tuple[int, list[str]]] = []
+
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
+            self.ids.append((trainer.current_epoch, batch.ids))
+
+    data = tiny_config.data.model_copy(update={"num_workers": workers})
+    config = with_train(
+        tiny_config.model_copy(update={"data": data}), checkpoint_every_steps=1, epochs=3
+    )
+    run, watch = new_run(config, tmp_path / "run"), Watch()
+    if resumed:
+        stop = StopAtStep(3)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            fit(config, run, progress=False, callbacks=[stop, watch])
+    fit(config, run, resume=resumed, progress=False, callbacks=[watch])
+    expected = []
+    for epoch in range(3):
+        rows = np.random.default_rng([config.seed, epoch]).permutation(4)
+        frames = [f"{row:06d}" for row in rows]
+        expected += [(epoch, frames[:2]), (epoch, frames[2:])]
+    assert watch.ids == expected

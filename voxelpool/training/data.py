@@ -213,6 +213,11 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         start = start or Position()
         self.epoch, self.done = start.epoch, start.batches
 
+    @property
+    def sampler(self) -> EpochBatches:
+        """Where Lightning looks for what wants to know the epoch."""
+        return self
+
     def set_epoch(self, epoch: int) -> None:
         """Called by the training loop before each epoch."""
         if epoch != self.epoch:
