@@ -279,7 +279,7 @@ def _fit(
             plugins=[WholeCheckpoints()],
             logger=_loggers(run, data.position.step if resume else None),
             callbacks=[
-                *([EMAWeightAveraging(decay=train.ema)] if train.ema is not None else []),
+                *([_averaging(train.ema)] if train.ema is not None else []),
                 *([DrawnFrames(config), BrokenFrames()] if isinstance(config, Config) else []),
                 best,
                 LastCheckpoint(folder, train.checkpoint_every_steps),
@@ -292,6 +292,13 @@ def _fit(
     if best.best_model_score is not None:
         module.best_value = float(best.best_model_score)
     return module
+
+
+def _averaging(decay: float) -> Callback:
+    """The moving average, kept where the weights will be: they are on the CPU when it begins."""
+    cuda = torch.cuda.is_available()
+    place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else None
+    return EMAWeightAveraging(place, decay=decay)
 
 
 def _starting_point(run: Run) -> Path:
