@@ -108,6 +108,11 @@ class TrainedModule(lightning.LightningModule):
         place = [self.config.seed, self.current_epoch, index, distributed.rank()]
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
+    def on_after_backward(self) -> None:
+        """Before the step: what averages and saves weights comes after it."""
+        if not self.config.train.sync_batchnorm:
+            distributed.average_statistics(self.model)
+
     def _log_parts(
         self, parts: Mapping[str, Tensor], batch: Batch, counts: Collection[str] = ()
     ) -> None:
@@ -132,8 +137,6 @@ class TrainedModule(lightning.LightningModule):
                 f"{self.global_step}: {batch.what} "
                 + (", ".join(batch.ids) if here else "of another process")
             )
-        if not self.config.train.sync_batchnorm:
-            distributed.average_statistics(self.model)
         for name, value in figures.items():
             self.log(f"train/{name}", value, batch_size=batch.batch_size)
             if name in _SHORT_NAMES:
