@@ -200,6 +200,7 @@ def test_validation_batches_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_too_few_rows_for_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "size", lambda: 4)
+    monkeypatch.setattr(distributed, "rank", lambda: 0)
     with pytest.raises(ConfigError, match=r"train\.batch_size: 3 is too few for 4 processes"):
         EpochBatches(10, 3, seed=0)
     with pytest.raises(DataError, match="3 training samples are too few for 4 processes"):
