@@ -110,3 +110,17 @@ def test_existing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         refuse_existing(tmp_path / "a")
     assert (tmp_path / "a").read_text() == "mine"
+
+
+def test_durable_files_are_forced_to_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: forced.append(handle))
+    with atomic_write(tmp_path / "a.bin", "wb", durable=True) as file:
+        file.write(b"whole")
+        assert not (tmp_path / "a.bin").exists()
+    assert (tmp_path / "a.bin").read_bytes() == b"whole" and len(forced) == 1
+    with atomic_write(tmp_path / "b.bin", "wb") as file:
+        file.write(b"whole")
+    assert len(forced) == 1

@@ -9,7 +9,7 @@ import _cli
 import typer
 
 from voxelpool.config import ClassifierConfig, load_config
-from voxelpool.training import find_run, fit, new_run
+from voxelpool.training import distributed, find_run, fit, new_run
 
 
 def main(
@@ -28,16 +28,29 @@ def main(
 
     Example: python tools/train.py configs/voxelnet_car.yaml train.batch_size=4 data.root=data/kitti
 
+    Example: torchrun --nproc-per-node 2 tools/train.py configs/voxelnet_car.yaml
+
     Example: python tools/train.py configs/classify_voxnet_crops.yaml objects.root=data/simulated
     """
     settings = load_config(config, overrides or [])
-    place = find_run(settings, run) if resume else new_run(settings, run)
-    _cli.console.print(f"{'resuming' if resume else 'training'} {settings.name} in {place.folder}")
-    _cli.say_backend(settings)
-    with _cli.reading() as reading:
-        fit(settings, place, resume=resume, reading=reading)
-    metric = "accuracy" if isinstance(settings, ClassifierConfig) else "AP"
-    _cli.console.print(f"checkpoints: {place.best} (best {metric}), {place.last} (last epoch)")
+    with distributed.joined():
+        first, processes = distributed.rank() == 0, distributed.size()
+        _cli.console.quiet = not first
+        place = distributed.on_first(
+            lambda: find_run(settings, run) if resume else new_run(settings, run)
+        )
+        doing = f"{'resuming' if resume else 'training'} {settings.name} in {place.folder}"
+        _cli.console.print(doing + (f", {processes} processes" if processes > 1 else ""))
+        _cli.say_backend(settings)
+        with _cli.reading() as reading:
+            trained = fit(settings, place, resume=resume, reading=reading if first else None)
+    _cli.console.print(f"last checkpoint: {place.last}")
+    if trained.best_value is None:
+        _cli.console.print("no validation has been reached")
+    elif isinstance(settings, ClassifierConfig):
+        _cli.console.print(f"best accuracy: {trained.best_value:.1%}: {place.best}")
+    else:
+        _cli.console.print(f"best AP (3D, moderate): {trained.best_value:.2f}: {place.best}")
 
 
 if __name__ == "__main__":

@@ -234,6 +234,9 @@ class DataConfig(_Block):
     num_workers: NonNegativeInt = 2
     augment: tuple[AugmentConfig, ...] = ()
     """Applied to training sweeps in this order."""
+    on_broken_frame: Literal["error", "skip"] = "error"
+    """A frame that cannot be read, that holds NaN or a label that no object can have: end the
+    training, or say which it is and go on without it."""
 
 
 class AnchorConfig(_Block):
@@ -473,12 +476,14 @@ class PostprocessConfig(_Block):
 class ScheduleConfig(_Block):
     """How the learning rate goes over the training."""
 
-    name: Literal["step", "one_cycle", "constant"] = "step"
+    name: Literal["step", "one_cycle", "polynomial", "constant"] = "step"
     milestones: tuple[PositiveInt, ...] = (150,)
     """step: epochs after which the rate is multiplied by gamma."""
     gamma: PositiveFloat = 0.1
     warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.4
     """one_cycle: share of the training in which the rate rises."""
+    power: PositiveFloat = 0.9
+    """polynomial: the rate is lr * (1 - share of the training done) ** power."""
 
 
 class TrainConfig(_Block):
@@ -486,6 +491,7 @@ class TrainConfig(_Block):
 
     epochs: PositiveInt = 160
     batch_size: PositiveInt = 16
+    """Of all processes together."""
     accumulate_batches: PositiveInt = 1
     """Batches whose gradients are added before a step."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -498,9 +504,18 @@ class TrainConfig(_Block):
     """Largest norm of the gradient; null clips nothing."""
     precision: Literal["32", "bf16", "16"] = "32"
     """Automatic mixed precision: bf16 on CPU and CUDA, 16 on CUDA."""
+    ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Also keep a moving average of the weights, each step this part of the old one and the rest of
+    the new weights; it is what is validated, and what detects from checkpoints. null keeps none."""
+    sync_batchnorm: bool = False
+    """With several processes, normalise by the statistics of all their batches together."""
     val_every: PositiveInt = 5
     """Epochs between validations."""
     val_batch_size: PositiveInt = 1
+    drawn_frames: NonNegativeInt = 3
+    """Validation frames that are drawn for TensorBoard after each validation, for detectors."""
+    checkpoint_every_steps: PositiveInt | None = None
+    """Steps between checkpoints within an epoch; null writes one after each epoch alone."""
 
 
 class Config(_Block):

@@ -22,14 +22,17 @@ def _cannot_write(error: OSError, path: Path) -> OSError:
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
+def atomic_write(
+    path: str | os.PathLike[str], mode: str = "w", *, durable: bool = False
+) -> Iterator[IO[Any]]:
     """Opens a temporary file beside ``path`` and renames it to ``path`` once it is complete.
 
     Args:
         path: the file to write; its folder must exist. An existing file is replaced only at the
-            end, so a failure (a full disk, an exception, a kill) leaves it untouched. Bytes are
-            not forced to the disk: after a power cut the file may be short.
+            end, so a failure (a full disk, an exception, a kill) leaves it untouched.
         mode: "w" for text (UTF-8) or "wb" for bytes.
+        durable: force the bytes to the disk before the file gets its name; otherwise it may be
+            short after a power cut.
 
     Yields:
         The open temporary file.
@@ -46,6 +49,9 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
             temporary, mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8"
         ) as file:
             yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
         with suppress(OSError):

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from voxelpool.config import Config, save_config
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 FAMILIES = {"pool", "voxelize", "boxes", "vfe", "pyramid", "sparse", "voxelnet", "family"}
 
@@ -139,3 +141,14 @@ def test_the_plain_network_is_the_same_in_float64(load, name: str) -> None:
     for ours, theirs in zip(*found, strict=True):
         scale = float(theirs.detach().abs().max())
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9 * scale)
+
+
+def test_training_speed(tiny_config: Config, tmp_path: Path) -> None:
+    config, report = tmp_path / "tiny.yaml", tmp_path / "report.json"
+    save_config(tiny_config, config)
+    out = run("training", config, "--quick", "--threads", 1, "--workers", 0, "--json", report)
+    assert "the loader" in out
+    loader, model = json.loads(report.read_text())["results"]
+    assert loader["what"] == "loader, 0 workers" and model["what"] == "model, 32, cpu"
+    assert loader["frames_per_second"] > 0 and model["frames_per_second"] > 0
+    assert model["peak_mb"] > 0

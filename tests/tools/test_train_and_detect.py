@@ -5,18 +5,25 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from voxelpool.config import Config, save_config
 from voxelpool.datasets.kitti import read_result, read_sweep, write_sweep
 from voxelpool.training import fit, new_run
 
+TOOLS = Path(__file__).parents[2] / "tools"
 RunTool = Callable[..., tuple[int, str, str]]
 
 
@@ -235,7 +242,7 @@ def test_sweeps_without_a_usable_point_give_no_boxes(
     assert json.loads((out / "odd.json").read_text()) == []
 
 
-def test_nan_points_in_training_data_are_dropped_and_named(
+def test_broken_training_frames_end_the_training_or_are_skipped(
     run_tool: RunTool, config_path: Path, tiny_kitti: Path, tmp_path: Path
 ) -> None:
     path = tiny_kitti / "training" / "velodyne" / "000001.bin"
@@ -243,8 +250,74 @@ def test_nan_points_in_training_data_are_dropped_and_named(
     points[:7] = np.nan
     write_sweep(path, points)
     code, _, err = run_tool("train", config_path, "train.epochs=1", "--run", tmp_path / "run")
+    assert "000001.bin: 7 points are not finite" in error(code, err)
+    code, _, err = run_tool(
+        "train", config_path, "train.epochs=1", "data.on_broken_frame=skip",
+        "--run", tmp_path / "skipped",
+    )  # fmt: skip
     assert code == 0
-    assert "000001.bin" in err and "7" in err
+    assert "000001.bin: 7 points" in err and "epoch 0: 1 broken frame skipped" in err
+
+
+def test_train_says_where_the_best_is(run_tool: RunTool, config_path: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    code, out, _ = run_tool("train", config_path, "train.epochs=2", "--run", run)
+    assert code == 0
+    assert re.search(rf"best AP \(3D, moderate\): [\d.]+: {run}/checkpoints/best\.ckpt", out)
+    assert f"last checkpoint: {run}/checkpoints/last.ckpt" in out
+
+
+def test_resume_passes_over_a_damaged_checkpoint_and_refuses_code(
+    run_tool: RunTool, config_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, steps = tmp_path / "run", ("train.schedule.name=constant",)
+    code, _, _ = run_tool("train", config_path, *steps, "train.epochs=2", "--run", run)
+    assert code == 0
+    last = run / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-100])
+    again = ("train", config_path, *steps, "train.epochs=3", "--run", run, "--resume")
+    code, _, err = run_tool(*again)
+    assert code == 0
+    assert "last.ckpt: is damaged" in err and "resuming from previous.ckpt" in err
+    monkeypatch.chdir(tmp_path)
+    torch.save(torch.load(last, weights_only=True) | {"loops": _Evil()}, last)
+    code, _, err = run_tool(*again)
+    assert "last.ckpt: holds more than weights" in error(code, err)
+    assert not Path("evil_was_here").exists()
+
+
+class _Evil:
+    def __reduce__(self):
+        return (Path.touch, (Path("evil_was_here"),))
+
+
+@pytest.mark.slow
+def test_torchrun_trains_and_is_killed_and_resumed(config_path: Path, tmp_path: Path) -> None:
+    """The very commands: two processes, one of them killed from outside, then all resumed."""
+    run = tmp_path / "run"
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        str(TOOLS / "train.py"), str(config_path), "train.epochs=200", "train.val_every=100",
+        "train.schedule.name=constant", "--run", str(run),
+    ]  # fmt: skip
+    first = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    last = run / "checkpoints" / "last.ckpt"
+    for _ in range(3000):
+        if last.exists():
+            break
+        time.sleep(0.1)
+    children = subprocess.run(
+        ["pgrep", "-P", str(first.pid)], capture_output=True, text=True
+    ).stdout.split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    assert first.wait(timeout=300) != 0
+    assert torch.load(last, weights_only=True)["epoch"] < 199
+    command[command.index("train.epochs=200")] = "train.epochs=201"
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("resuming tiny") == 1 and "2 processes" in done.stdout
+    assert done.stdout.count("best AP") == 1
+    assert torch.load(last, weights_only=True)["epoch"] == 200
 
 
 def test_a_frame_without_objects_trains(

@@ -44,6 +44,7 @@ __all__ = [
     "FramePaths",
     "KittiDataset",
     "KittiObjects",
+    "check_boxes",
     "crop_to_image",
     "difficulty",
     "find_beside",
@@ -58,6 +59,11 @@ __all__ = [
     "write_result",
     "write_sweep",
 ]
+
+LONGEST = 60.0
+"""Metres: no side of an object is longer."""
+FARTHEST = 500.0
+"""Metres: no labelled object is farther off along an axis of the camera."""
 
 STANDARD_SPLITS = ("train", "val", "trainval", "test")
 _SHIPPED_SPLITS = Path(__file__).parents[2] / "data" / "kitti" / "ImageSets"
@@ -137,6 +143,30 @@ def difficulty(objects: KittiObjects) -> NDArray[np.int64]:
         level[fits] = index
     level[np.array([name == DONT_CARE for name in objects.type], bool)] = 3
     return level
+
+
+def check_boxes(objects: KittiObjects, path: str | os.PathLike[str]) -> None:
+    """Refuses 3D boxes that no object on a road can have.
+
+    Args:
+        objects: labelled objects, none of them DontCare.
+        path: their file, for the message.
+
+    Raises:
+        DataError: a side that is not positive or longer than `LONGEST`, a centre farther off than
+            `FARTHEST`, or a heading beyond two turns.
+    """
+    sizes, places = objects.dimensions, np.abs(objects.location)
+    wrong = {
+        "dimensions": ~((sizes > 0) & (sizes <= LONGEST)).all(axis=1),
+        "location": ~(places <= FARTHEST).all(axis=1),
+        "rotation_y": ~(np.abs(objects.rotation_y) <= 4 * np.pi),
+    }
+    for name, rows in wrong.items():
+        if rows.any():
+            row = int(rows.argmax())
+            value = np.round(getattr(objects, name)[row], 2).tolist()
+            raise DataError(f"{path}: {objects.type[row]} with {name} {value}, which cannot be")
 
 
 def results_from_boxes(
@@ -256,6 +286,8 @@ class KittiDataset:
             has no boxes and ``objects`` is None.
         cache: use cropped sweeps below ``root`` (True), not at all (False) or below another folder.
         nonfinite: "drop" or "raise".
+        odd_labels: "keep" boxes of the wanted classes whatever their size and place, or "raise"
+            where no object can be so; see `check_boxes`.
         limit: keep so many frames, spread evenly over the split.
 
     Raises:
@@ -273,6 +305,7 @@ class KittiDataset:
         require_labels: bool = False,
         cache: bool | str | os.PathLike[str] = True,
         nonfinite: str = "drop",
+        odd_labels: str = "keep",
         limit: int | None = None,
     ) -> None:
         self.root = Path(root)
@@ -282,6 +315,9 @@ class KittiDataset:
         if nonfinite not in ("drop", "raise"):
             raise ValueError(f"nonfinite must be 'drop' or 'raise', got {nonfinite!r}")
         self.nonfinite = nonfinite
+        if odd_labels not in ("keep", "raise"):
+            raise ValueError(f"odd_labels must be 'keep' or 'raise', got {odd_labels!r}")
+        self.odd_labels = odd_labels
         unknown = set(self.classes or ()) - set(CLASSES)
         if unknown:
             raise DataError(f"unknown class {sorted(unknown)}; known: {', '.join(CLASSES)}")
@@ -333,6 +369,8 @@ class KittiDataset:
         known = objects if objects is not None else KittiObjects.empty()
         wanted = CLASSES if self.classes is None else self.classes
         chosen = known[[row for row, name in enumerate(known.type) if name in wanted]]
+        if self.odd_labels == "raise":
+            check_boxes(chosen, paths.label)
         boxes = calibration.boxes_to_lidar(chosen.location, chosen.dimensions, chosen.rotation_y)
         return Frame(
             self.frame_ids[index],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -13,6 +13,10 @@ from torch.nn import functional as F
 from voxelpool.detection.anchors import Predictions
 from voxelpool.detection.box_coder import direction_of
 from voxelpool.detection.targets import NEGATIVE, POSITIVE, AnchorTargets
+
+
+def _at_least_one(counts: Tensor) -> Tensor:
+    return counts.clamp_min(1)
 
 
 class DetectionLoss(nn.Module):
@@ -96,12 +100,20 @@ class DetectionLoss(nn.Module):
         self.direction_weight = direction_weight
         self.direction_offset = direction_offset
 
-    def forward(self, predictions: Predictions, targets: AnchorTargets) -> dict[str, Tensor]:
+    def forward(
+        self,
+        predictions: Predictions,
+        targets: AnchorTargets,
+        *,
+        divisors: Callable[[Tensor], Tensor] = _at_least_one,
+    ) -> dict[str, Tensor]:
         """Compute the loss of a batch.
 
         Args:
             predictions: scores (B, N) or (B, N, K), residuals (B, N, 7), directions.
             targets: of the same frames and anchors.
+            divisors: from the counts of positive and of negative anchors, (2,) int64, what the sums
+                are divided by, where the batch is part of a larger one, say.
 
         Returns:
             Scalars: ``loss`` with its graph, and its weighted parts without one, which add up to
@@ -119,9 +131,12 @@ class DetectionLoss(nn.Module):
                 f"targets of {tuple(labels.shape)} anchors"
             )
         positive = labels == POSITIVE
-        num_positive = positive.sum()
-        per_positive = num_positive.clamp_min(1)
-        score_positive, score_negative = self._scores(scores.float(), targets)
+        score_masks = self._score_masks(scores, targets)
+        counts = torch.stack([positive.sum(), score_masks[1].sum()])
+        per_positive, per_negative = divisors(counts)
+        score_positive, score_negative = self._scores(
+            scores.float(), score_masks, (per_positive, per_negative)
+        )
         # Masked before the loss, so that an overflow at an anchor without a box has no gradient.
         difference = residuals.float() - targets.residuals.float()
         difference = difference.masked_fill(~positive[..., None], 0)
@@ -149,22 +164,30 @@ class DetectionLoss(nn.Module):
         return {
             "loss": torch.stack(list(parts.values())).sum(),
             **{name: part.detach() for name, part in parts.items()},
-            "num_positive": num_positive,
+            "num_positive": counts[0],
         }
 
-    def _scores(self, scores: Tensor, targets: AnchorTargets) -> tuple[Tensor, Tensor]:
-        """The weighted terms of the positives' and of the negatives' scores."""
+    @staticmethod
+    def _score_masks(scores: Tensor, targets: AnchorTargets) -> tuple[Tensor, Tensor]:
+        """Which scores are of positives and which of negatives."""
         positive, negative = targets.labels == POSITIVE, targets.labels == NEGATIVE
         if scores.dim() == 3:
             own = F.one_hot(targets.class_ids, scores.shape[2]).bool()
             negative = negative[..., None] | (positive[..., None] & ~own)
             positive = positive[..., None] & own
+        return positive, negative
+
+    def _scores(
+        self, scores: Tensor, masks: tuple[Tensor, Tensor], divisors: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The weighted terms of the positives' and of the negatives' scores."""
+        positive, negative = masks
+        per_positive, per_negative = divisors
         of_positive, of_negative = F.softplus(-scores), F.softplus(scores)
-        per_positive = per_negative = positive.sum().clamp_min(1)
         if self.classification == "balanced":
             weights = self.positive_weight, self.negative_weight
-            per_negative = negative.sum().clamp_min(1)
         else:
+            per_negative = per_positive
             weights = (
                 self.focal_weight * self.focal_alpha,
                 self.focal_weight * (1 - self.focal_alpha),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -249,6 +249,7 @@ class VoxelDetector(nn.Module):
         boxes: Sequence[Tensor],
         classes: Sequence[Tensor],
         counted: Tensor | None = None,
+        **options: Any,
     ) -> dict[str, Tensor]:
         """The loss of a batch and its parts.
 
@@ -257,6 +258,7 @@ class VoxelDetector(nn.Module):
             boxes: for each sweep (n, 7), the objects in it.
             classes: for each sweep (n,) int64, rows of ``config.classes``.
             counted: what `counted_anchors` gives; the other anchors learn nothing.
+            **options: of `DetectionLoss.forward`.
 
         Returns:
             "loss" and its weighted parts, scalars.
@@ -265,7 +267,7 @@ class VoxelDetector(nn.Module):
         if counted is not None:
             labels = targets.labels.masked_fill(~counted, IGNORED)
             targets = replace(targets, labels=labels)
-        return self.detection_loss(predictions, targets)
+        return self.detection_loss(predictions, targets, **options)
 
     @torch.no_grad()
     def detect(

@@ -16,6 +16,7 @@ from voxelpool.nn.pyramid import (
 from voxelpool.nn.rpn import RPN, HeadMaps
 from voxelpool.nn.set_abstraction import PointMLP, SetAbstraction
 from voxelpool.nn.sparse import SparseCells, SparseConv, SparseMiddle, SparseStage
+from voxelpool.nn.synced import synchronise_norms
 from voxelpool.nn.vfe import VFE, MeanVFE, PackedBatchNorm, PointLayer, VFELayer, point_features
 
 __all__ = [
@@ -47,4 +48,5 @@ __all__ = [
     "WindowPyramidPool",
     "point_features",
     "scatter_to_dense",
+    "synchronise_norms",
 ]

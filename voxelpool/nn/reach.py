@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from voxelpool.nn import synced
 from voxelpool.ops import conv_table, gather_conv, gather_conv_affine
 from voxelpool.ops.reference.cells import conv_shape, flat_cells
 
@@ -283,35 +284,41 @@ def norm_relu(rows: Tensor, counts: Tensor | None, norm: Norm) -> Tensor:
     if counts is None:
         scale, bias = norm_affine(norm)
         return torch.relu(values * scale + bias).to(rows.dtype)
+    together = synced.is_shared(norm)
     total = counts.sum(dtype=torch.float64)
-    share = counts.to(values.dtype) / total
-    out, mean, variance = _NormRelu.apply(values, share, norm.weight, norm.bias, norm.eps)
-    if norm.track_running_stats and norm.running_mean is not None:
-        assert norm.running_var is not None and norm.num_batches_tracked is not None
-        norm.num_batches_tracked += 1
-        newest = norm.momentum
-        if newest is None:
-            newest = 1 / float(norm.num_batches_tracked)
-        unbiased = variance * (total / (total - 1).clamp(min=1)).to(variance.dtype)
-        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), newest)
-        norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), newest)
+    everywhere = synced.total(total) if together else total
+    share = counts.to(values.dtype) / everywhere
+    out, mean, variance = _NormRelu.apply(values, share, norm.weight, norm.bias, norm.eps, together)
+    synced.track(norm, mean, variance, everywhere)
     return out.to(rows.dtype)
 
 
 class _NormRelu(torch.autograd.Function):
     """BatchNorm by the batch's own statistics, then ReLU, of rows that stand for many cells each.
 
-    ``share`` (R,) is the part of all cells that a row stands for. Returns the mean and the
-    (biased) variance as well, which are not differentiable.
+    ``share`` (R,) is the part of all cells that a row stands for. With ``together``, of the
+    cells of all processes, whose statistics are then taken. Returns the
+    mean and the (biased) variance as well, which are not differentiable.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, share: Tensor, weight: Tensor, bias: Tensor, eps: float
+        ctx: Any,
+        rows: Tensor,
+        share: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        together: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.together = together
         mean = share @ rows
+        if together:
+            mean = synced.total(mean)
         centred = rows - mean
         variance = share @ centred.square()
+        if together:
+            variance = synced.total(variance)
         inverse = torch.rsqrt(variance + eps)
         out = torch.addcmul(bias, centred, inverse * weight).relu_()
         ctx.save_for_backward(centred, share, weight, inverse, out)
@@ -322,12 +329,15 @@ class _NormRelu(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(
         ctx: Any, grad: Tensor, _mean: Tensor, _variance: Tensor
-    ) -> tuple[Tensor, None, Tensor, Tensor, None]:
+    ) -> tuple[Tensor, None, Tensor, Tensor, None, None]:
         centred, share, weight, inverse, out = ctx.saved_tensors
         grad = torch.ops.aten.threshold_backward(grad, out, 0)
         to_bias = grad.sum(0)
         to_weight = (grad * centred).sum(0) * inverse
         # The statistics move with every row, as much as the row has a share in them.
-        common = torch.addcmul(to_bias, centred, inverse * to_weight)
+        sums = torch.stack([to_bias, to_weight])
+        if ctx.together:
+            sums = synced.total(sums)
+        common = torch.addcmul(sums[0], centred, inverse * sums[1])
         to_rows = torch.addcmul(grad, common, share[:, None], value=-1).mul_(weight * inverse)
-        return to_rows, None, to_weight, to_bias, None
+        return to_rows, None, to_weight, to_bias, None, None

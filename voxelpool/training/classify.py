@@ -5,25 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
+from torch.utils.data import DataLoader, Dataset
 
 from voxelpool.config import ClassifierConfig, ObjectAugmentConfig
 from voxelpool.datasets.augment import frame_generator
 from voxelpool.datasets.kitti import spread_rows
 from voxelpool.datasets.objects import ObjectSet, Progress, load_objects, sample_rows
-from voxelpool.errors import DataError, TrainingError
+from voxelpool.errors import DataError
 from voxelpool.evaluation.classification import classification_scores
 from voxelpool.models import classifier_of
 from voxelpool.ops import occupancy_grid
 from voxelpool.structures import VoxelGrid
-from voxelpool.training.data import EpochSampler
+from voxelpool.training import distributed
+from voxelpool.training.data import EpochBatches, Position, ValidationBatches
 from voxelpool.training.module import TrainedModule
 
 
@@ -159,6 +160,7 @@ class ObjectBatch:
     labels: Tensor
     moves: Moves | None
     ids: list[str]
+    what: ClassVar[str] = "objects"
 
     @property
     def batch_size(self) -> int:
@@ -261,6 +263,9 @@ class ObjectData(lightning.LightningDataModule):
         progress: called while they are read.
         training: also read the training split.
 
+    Attributes:
+        position: where the training goes on.
+
     Raises:
         DataError: they are not there, or a class has no training object.
     """
@@ -274,6 +279,7 @@ class ObjectData(lightning.LightningDataModule):
     ) -> None:
         super().__init__()
         self.config = config
+        self.position = Position()
         self.train_objects: ObjectSet | None = None
         if training:
             self.train_objects = self._load(
@@ -304,27 +310,27 @@ class ObjectData(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader[ObjectBatch]:
         """Moved objects in an order of their own each epoch."""
         assert self.train_objects is not None
+        batches = EpochBatches(
+            len(self.train_objects),
+            self.config.train.batch_size,
+            self.config.seed,
+            least=2,  # batch normalization cannot learn from one object
+            drop_single=True,
+            start=self.position,
+        )
         return DataLoader(
             ObjectBatches(self.train_objects, self.config),
-            batch_size=self.config.train.batch_size,
-            sampler=EpochSampler(len(self.train_objects), self.config.seed),
+            batch_sampler=batches,
             collate_fn=_identity,
-            drop_last=self._drops_last(len(self.train_objects)),
         )
-
-    def _drops_last(self, count: int) -> bool:
-        """Batch normalization cannot learn from a last batch of one object."""
-        size = self.config.train.batch_size
-        return count > size and count % size == 1
 
     def val_dataloader(self) -> DataLoader[ObjectBatch]:
         """Objects as they are, in the split's order."""
         return DataLoader(
             ObjectBatches(self.val_objects, self.config),
-            batch_sampler=BatchSampler(
-                SequentialSampler(self.val_objects),
+            batch_sampler=ValidationBatches(
+                len(self.val_objects),
                 max(self.config.train.val_batch_size, self.config.train.batch_size),
-                drop_last=False,
             ),
             collate_fn=_identity,
         )
@@ -399,8 +405,7 @@ class ClassifierModule(TrainedModule):
         self.config: ClassifierConfig = config
         self.model = classifier_of(config)
         self.register_buffer("class_weights", class_weights, persistent=False)
-        self._labels: list[Tensor] = []
-        self._logits: list[Tensor] = []
+        self._validated: list[tuple[int, Tensor, Tensor]] = []
 
     def training_step(self, batch: ObjectBatch, index: int) -> Tensor:
         """The loss of a batch; stops the training if it is not finite."""
@@ -412,20 +417,23 @@ class ClassifierModule(TrainedModule):
         else:
             logits = self.model(inputs).float()
             loss = self._loss(logits, batch.labels)
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is not finite ({loss.item():g}) in epoch {self.current_epoch}, step "
-                f"{self.global_step}: objects {', '.join(batch.ids)}"
-            )
-        right = (logits.argmax(1) == batch.labels).float().mean()
-        for name, value in (("loss", loss.detach()), ("accuracy", right)):
-            self.log(f"train/{name}", value, batch_size=batch.batch_size)
-            self.log(name, value, prog_bar=True, logger=False, batch_size=batch.batch_size)
+        right = (logits.argmax(1) == batch.labels).float()
+        accuracy = right.sum() / distributed.divisors(right.new_tensor(len(right)))
+        self._log_parts({"loss": loss, "accuracy": accuracy}, batch)
         return loss
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        smoothing = self.config.loss.label_smoothing
-        return F.cross_entropy(logits, labels, weight=self.class_weights, label_smoothing=smoothing)
+        """Of this process' part of the batch; the mean over the processes is the batch's."""
+        weights = self.class_weights
+        loss = F.cross_entropy(
+            logits,
+            labels,
+            weight=weights,
+            label_smoothing=self.config.loss.label_smoothing,
+            reduction="sum",
+        )
+        weight = logits.new_tensor(len(labels)) if weights is None else weights[labels].sum()
+        return loss / (distributed.total(weight) / distributed.size())
 
     def _turn_loss(self, turns: Tensor, batch: ObjectBatch) -> Tensor:
         """Cross entropy of the turns (B, K, T) that the objects' own classes are given."""
@@ -433,19 +441,22 @@ class ClassifierModule(TrainedModule):
         own = turns[torch.arange(batch.batch_size, device=turns.device), batch.labels]
         entropy = F.cross_entropy(own, batch.moves.turn_index(turns.shape[2]), reduction="none")
         plain = (batch.moves.stretch > 0).all(dim=1)
-        return self.config.loss.turn_weight * (entropy * plain).sum() / plain.sum().clamp_min(1)
+        divisor = distributed.divisors(plain.sum())
+        return self.config.loss.turn_weight * (entropy * plain).sum() / divisor
 
     def validation_step(self, batch: ObjectBatch, index: int) -> None:
         """Keeps logits and labels for the epoch's end."""
-        self._logits.append(self.model(network_inputs(batch, self.config)).float())
-        self._labels.append(batch.labels)
+        logits = self.model(network_inputs(batch, self.config)).float()
+        number = distributed.rank() + index * distributed.size()
+        self._validated.append((number, logits.cpu(), batch.labels.cpu()))
 
     def on_validation_epoch_end(self) -> None:
-        """Accuracy over all validated objects."""
-        logits, labels = torch.cat(self._logits), torch.cat(self._labels)
-        self._logits, self._labels = [], []
+        """Accuracy over the validated objects of all processes."""
+        batches = distributed.in_order(self._validated)
+        self._validated = []
+        logits, labels = (torch.cat(parts) for parts in list(zip(*batches, strict=True))[1:])
         scores = classification_scores(
-            labels.cpu().numpy(), logits.argmax(1).cpu().numpy(), self.config.classes
+            labels.numpy(), logits.argmax(1).numpy(), self.config.classes
         )
         self.log("val/loss", F.cross_entropy(logits, labels))
         self.log("val/accuracy", scores.accuracy, prog_bar=True)

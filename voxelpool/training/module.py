@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
 
 import lightning
+import numpy as np
 import torch
 from torch import Tensor
 
 from voxelpool.config import AnyConfig, Config
 from voxelpool.datasets.kitti import KittiObjects
+from voxelpool.detection import Detections
 from voxelpool.errors import TrainingError
 from voxelpool.evaluation import evaluate
 from voxelpool.models import build_detector
@@ -18,6 +21,7 @@ from voxelpool.models.checkpoint import (
     config_entry,
     require_same_network,
 )
+from voxelpool.training import distributed
 from voxelpool.training.data import SweepBatch
 from voxelpool.training.results import result_objects
 
@@ -30,7 +34,23 @@ _SHORT_NAMES = {
     "score_negative": "neg",
     "residual": "box",
     "direction": "dir",
+    "accuracy": "accuracy",
 }
+
+
+class Batch(Protocol):
+    """What a step is told of its samples."""
+
+    what: str
+    """What they are called."""
+
+    @property
+    def batch_size(self) -> int:
+        """How many there are."""
+
+    @property
+    def ids(self) -> list[str]:
+        """Their names."""
 
 
 class TrainedModule(lightning.LightningModule):
@@ -41,9 +61,11 @@ class TrainedModule(lightning.LightningModule):
 
     Attributes:
         best_metric: what the best checkpoint has most of.
+        best_value: the most that a validation gave, once trained; None without a validation.
     """
 
     best_metric: str
+    best_value: float | None = None
 
     def __init__(self, config: AnyConfig) -> None:
         super().__init__()
@@ -72,9 +94,53 @@ class TrainedModule(lightning.LightningModule):
                 pct_start=schedule.warmup,
             )
             return {"scheduler": cycle, "interval": "step"}
+        if schedule.name == "polynomial":
+            falling = torch.optim.lr_scheduler.PolynomialLR(
+                optimizer, int(self.trainer.estimated_stepping_batches), schedule.power
+            )
+            return {"scheduler": falling, "interval": "step"}
         milestones = schedule.milestones if schedule.name == "step" else ()
         steps = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(milestones), schedule.gamma)
         return {"scheduler": steps, "interval": "epoch"}
+
+    def on_train_batch_start(self, batch: Any, index: int) -> None:
+        """Lets what is random in the network depend on where the training stands, and no more."""
+        place = [self.config.seed, self.current_epoch, index, distributed.rank()]
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+
+    def on_after_backward(self) -> None:
+        """Before the step: what averages and saves weights comes after it."""
+        if not self.config.train.sync_batchnorm:
+            distributed.average_statistics(self.model)
+
+    def _log_parts(
+        self, parts: Mapping[str, Tensor], batch: Batch, counts: Collection[str] = ()
+    ) -> None:
+        """Logs a step's figures, over all processes, or stops the training if one is not finite.
+
+        Args:
+            parts: scalars, of which those of all processes have the mean.
+            batch: what they were computed from.
+            counts: the parts that are to be added up instead.
+        """
+        own = torch.stack([value.detach().float() for value in parts.values()])
+        whole = distributed.total(own)
+        figures = {
+            name: value if name in counts else value / distributed.size()
+            for name, value in zip(parts, whole, strict=True)
+        }
+        if not torch.isfinite(whole).all():
+            values = ", ".join(f"{name} {value.item():g}" for name, value in figures.items())
+            here = not torch.isfinite(own).all()
+            raise TrainingError(
+                f"the loss is not finite ({values}) in epoch {self.current_epoch}, step "
+                f"{self.global_step}: {batch.what} "
+                + (", ".join(batch.ids) if here else "of another process")
+            )
+        for name, value in figures.items():
+            self.log(f"train/{name}", value, batch_size=batch.batch_size)
+            if name in _SHORT_NAMES:
+                self.log(_SHORT_NAMES[name], value, prog_bar=True, logger=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Puts the configuration beside the weights."""
@@ -102,8 +168,7 @@ class DetectorModule(TrainedModule):
         super().__init__(config)
         self.config: Config = config
         self.model = build_detector(config)
-        self._labels: list[KittiObjects] = []
-        self._results: list[KittiObjects] = []
+        self._validated: list[tuple[int, list[KittiObjects], list[KittiObjects]]] = []
 
     def training_step(self, batch: SweepBatch, index: int) -> Tensor:
         """The loss of a batch; stops the training if it is not finite."""
@@ -111,33 +176,39 @@ class DetectorModule(TrainedModule):
         voxels = self.model.voxelize(batch.points, batch.batch, batch.batch_size, seed=seed)
         predictions = self.model.predict(batch.points, voxels)
         counted = self.model.counted_anchors(voxels)
-        parts = self.model.loss(predictions, batch.boxes, batch.classes, counted)
-        if not all(torch.isfinite(value) for value in parts.values()):
-            values = ", ".join(f"{name} {value.item():g}" for name, value in parts.items())
-            raise TrainingError(
-                f"the loss is not finite ({values}) in epoch {self.current_epoch}, step "
-                f"{self.global_step}: frames {', '.join(batch.frame_ids)}"
-            )
-        for name, value in parts.items():
-            self.log(f"train/{name}", value.detach().float(), batch_size=batch.batch_size)
-            if name in _SHORT_NAMES:
-                self.log(_SHORT_NAMES[name], value.detach(), prog_bar=True, logger=False)
+        parts = self.model.loss(
+            predictions, batch.boxes, batch.classes, counted, divisors=distributed.divisors
+        )
+        self._log_parts(parts, batch, counts=("num_positive",))
         return parts["loss"]
 
-    def validation_step(self, batch: SweepBatch, index: int) -> None:
+    def validation_step(self, batch: SweepBatch, index: int) -> list[Detections]:
         """Detects in a batch and keeps results and labels for the epoch's end."""
+        if not batch.frames:
+            return []
         found = self.model.detect(batch.points, batch.batch, batch.batch_size)
-        for frame, detections in zip(batch.frames, found, strict=True):
+        labels = []
+        for frame in batch.frames:
             assert frame.objects is not None, "validation frames are read with their labels"
-            self._labels.append(frame.objects)
-            self._results.append(result_objects(detections, frame, self.config.classes))
+            labels.append(frame.objects)
+        results = [
+            result_objects(detections, frame, self.config.classes)
+            for frame, detections in zip(batch.frames, found, strict=True)
+        ]
+        self._validated.append((distributed.rank() + index * distributed.size(), labels, results))
+        return found
 
     def on_validation_epoch_end(self) -> None:
-        """AP over all validated frames."""
-        result = evaluate(self._labels, self._results, classes=self.config.classes)
-        self._labels, self._results = [], []
-        values = result.scalars(self.config.classes)
+        """AP over the validated frames of all processes, in the split's order."""
+        batches = distributed.in_order(self._validated)
+        self._validated = []
+        labels = [objects for _, own, _ in batches for objects in own]
+        results = [objects for _, _, own in batches for objects in own]
+        classes = self.config.classes
+        values = distributed.on_first(
+            lambda: evaluate(labels, results, classes=classes).scalars(classes)
+        )
         for name, value in values.items():
             self.log(f"val/{name}", value)
-        moderate = [values[f"{name}/3d/moderate"] for name in self.config.classes]
+        moderate = [values[f"{name}/3d/moderate"] for name in classes]
         self.log(BEST_METRIC, sum(moderate) / len(moderate), prog_bar=True)

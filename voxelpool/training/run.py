@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 import os
 import warnings
@@ -9,24 +10,38 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import (
     Callback,
+    EMAWeightAveraging,
     LearningRateMonitor,
     ModelCheckpoint,
     RichProgressBar,
 )
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 
-from voxelpool.config import AnyConfig, ClassifierConfig, load_config, save_config
+from voxelpool.config import AnyConfig, ClassifierConfig, Config, load_config, save_config
 from voxelpool.datasets.objects import Progress
 from voxelpool.errors import CheckpointError, ConfigError
 from voxelpool.files import refuse_existing
 from voxelpool.models import load_checkpoint
 from voxelpool.models.checkpoint import first_difference
+from voxelpool.nn import synchronise_norms
+from voxelpool.training import distributed
+from voxelpool.training.callbacks import BrokenFrames, DrawnFrames
+from voxelpool.training.checkpoints import (
+    LAST,
+    PREVIOUS,
+    LastCheckpoint,
+    WholeCheckpoints,
+    newest_whole,
+)
 from voxelpool.training.classify import ClassifierModule, ObjectData
-from voxelpool.training.data import SweepData
+from voxelpool.training.data import Position, SweepData
 from voxelpool.training.module import DetectorModule, TrainedModule
 
 _PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
@@ -36,8 +51,8 @@ _PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 class Run:
     """The folder of one training.
 
-    It holds config.yaml, checkpoints/ (last.ckpt, best.ckpt), metrics.csv and TensorBoard's
-    events.
+    It holds config.yaml, checkpoints/ (last.ckpt, previous.ckpt, best.ckpt), metrics.csv and
+    TensorBoard's events.
     """
 
     folder: Path
@@ -49,8 +64,18 @@ class Run:
 
     @property
     def last(self) -> Path:
-        """The checkpoint after the last whole epoch."""
-        return self.folder / "checkpoints" / "last.ckpt"
+        """The newest checkpoint: after an epoch, or amid it if the configuration wants such."""
+        return self.folder / "checkpoints" / LAST
+
+    @property
+    def previous(self) -> Path:
+        """The checkpoint before the last one, in case that is damaged."""
+        return self.folder / "checkpoints" / PREVIOUS
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to resume from."""
+        return self.last.is_file() or self.previous.is_file()
 
     @property
     def best(self) -> Path:
@@ -90,7 +115,7 @@ def find_run(config: AnyConfig, folder: str | os.PathLike[str] | None = None) ->
 
     Args:
         config: must equal the run's own, save where its data lies and, unless the schedule is
-            one cycle, how long it trains.
+            one cycle or polynomial, how long it trains.
         folder: the run; None takes the newest of runs/NAME, runs/NAME_2, ….
 
     Raises:
@@ -103,22 +128,27 @@ def find_run(config: AnyConfig, folder: str | os.PathLike[str] | None = None) ->
             for path in Path("runs").glob(f"{config.name}*")
             if path.name.removeprefix(config.name).lstrip("_").isdigit() or path.name == config.name
         ]
-        candidates = [path for path in candidates if Run(path).last.is_file()]
+        candidates = [path for path in candidates if Run(path).has_checkpoint]
         if not candidates:
             raise CheckpointError(
                 f"runs/{config.name}: no run with a checkpoint; start one without --resume"
             )
-        path = max(candidates, key=lambda candidate: Run(candidate).last.stat().st_mtime)
+        path = max(candidates, key=_newest_time)
     else:
         path = Path(folder)
     run = Run(path)
-    if not run.last.is_file():
+    if not run.has_checkpoint:
         raise CheckpointError(f"{run.last}: no checkpoint to resume from")
     begun = load_config(run.config_path)
     difference = config_difference(config, begun, _may_change(begun))
     if difference:
         raise ConfigError(f"{run.folder}: cannot resume with another configuration: {difference}")
     return run
+
+
+def _newest_time(folder: Path) -> float:
+    paths = (Run(folder).last, Run(folder).previous)
+    return max(path.stat().st_mtime for path in paths if path.is_file())
 
 
 def config_difference(
@@ -148,13 +178,14 @@ def config_difference(
 
 
 def _may_change(begun: AnyConfig) -> dict[str, set[str]]:
-    """The keys that a resumed run may change; one cycle is planned for its number of epochs."""
-    epochs = set() if begun.train.schedule.name == "one_cycle" else {"epochs"}
+    """The keys that a resumed run may change; some schedules are planned for their epochs."""
+    planned = begun.train.schedule.name in ("one_cycle", "polynomial")
+    epochs = set() if planned else {"epochs"}
     where = {
-        "data": {"root", "num_workers"},
+        "data": {"root", "num_workers", "on_broken_frame"},
         "objects": {"root", "cache", "num_workers", "votes"},
     }
-    return {**where, "train": {"val_every", *epochs}}
+    return {**where, "train": {"val_every", "drawn_frames", "checkpoint_every_steps", *epochs}}
 
 
 def fit(
@@ -168,23 +199,42 @@ def fit(
 ) -> TrainedModule:
     """Trains the configuration's detector or classifier to its last epoch.
 
+    Where torchrun has started several processes, all call this with the same arguments; each
+    computes its part of every batch, and the first one writes.
+
     Args:
         config: the configuration.
         run: the folder to write to.
-        resume: continue from the run's last checkpoint. On one machine and device the result is
-            that of an uninterrupted training.
+        resume: continue from the run's last checkpoint or, if that is damaged, from the one
+            before it. On one machine and device the result is that of an uninterrupted training.
         progress: show a progress bar with the parts of the loss.
         callbacks: further Lightning callbacks.
         reading: called while a classifier's objects are read.
 
     Returns:
-        The trained module.
+        The trained module, with averaged weights if the configuration wants them.
 
     Raises:
+        ConfigError: the precision is not for this machine, or the batch is too small for so many
+            processes.
         DataError: the data set cannot be read.
         TrainingError: the loss became NaN or infinite; names the frames.
         CheckpointError: the checkpoint is unreadable or of another network.
     """
+    if config.train.precision == "16" and not torch.cuda.is_available():
+        raise ConfigError("train.precision: 16 needs CUDA; bf16 is the half precision for the CPU")
+    with distributed.joined():
+        return _fit(config, run, resume, progress, callbacks, reading)
+
+
+def _fit(
+    config: AnyConfig,
+    run: Run,
+    resume: bool,
+    progress: bool,
+    callbacks: Sequence[Callback],
+    reading: Progress | None,
+) -> TrainedModule:
     data: SweepData | ObjectData
     if isinstance(config, ClassifierConfig):
         data = ObjectData(config, progress=reading)
@@ -196,14 +246,25 @@ def fit(
         module = ClassifierModule(config, data.class_weights())
     else:
         module = DetectorModule(config)
-    if resume:
-        load_checkpoint(run.last)
     train = config.train
-    checkpoints = run.folder / "checkpoints"
+    if train.sync_batchnorm:
+        synchronise_norms(module.model)
+    folder = run.last.parent
+    start = distributed.on_first(lambda: _starting_point(run)) if resume else None
+    if start is not None:
+        data.position = Position.of_checkpoint(load_checkpoint(start))
+    first = distributed.rank() == 0
+    best = ModelCheckpoint(
+        folder,
+        filename="best",
+        monitor=module.best_metric,
+        mode="max",
+        save_top_k=1,
+        enable_version_counter=False,
+    )
     with _quiet_lightning():
         trainer = lightning.Trainer(
-            accelerator="auto",
-            devices=1,
+            **_processes(),
             precision=_PRECISIONS[train.precision],
             max_epochs=train.epochs,
             check_val_every_n_epoch=min(train.val_every, train.epochs),
@@ -212,36 +273,71 @@ def fit(
             num_sanity_val_steps=0,
             log_every_n_steps=1,
             deterministic="warn",
-            enable_progress_bar=progress,
+            enable_progress_bar=progress and first,
             enable_model_summary=False,
-            logger=[
-                CSVLogger(run.folder, name="", version="", flush_logs_every_n_steps=20),
-                TensorBoardLogger(run.folder, name="", version=""),
-            ],
+            use_distributed_sampler=False,
+            plugins=[WholeCheckpoints()],
+            logger=_loggers(run, data.position.step if resume else None),
             callbacks=[
-                ModelCheckpoint(
-                    checkpoints,
-                    filename="best",
-                    monitor=module.best_metric,
-                    mode="max",
-                    save_top_k=1,
-                    enable_version_counter=False,
-                ),
-                ModelCheckpoint(
-                    checkpoints,
-                    filename="last",
-                    every_n_epochs=1,
-                    save_top_k=1,
-                    save_on_train_epoch_end=True,
-                    enable_version_counter=False,
-                ),
+                *([_averaging(train.ema)] if train.ema is not None else []),
+                *([DrawnFrames(config), BrokenFrames()] if isinstance(config, Config) else []),
+                best,
+                LastCheckpoint(folder, train.checkpoint_every_steps),
                 LearningRateMonitor("step"),
-                *([RichProgressBar(leave=True)] if progress else []),
+                *([RichProgressBar(leave=True)] if progress and first else []),
                 *callbacks,
             ],
         )
-        trainer.fit(module, data, ckpt_path=run.last if resume else None, weights_only=True)
+        trainer.fit(module, data, ckpt_path=start, weights_only=True)
+    if best.best_model_score is not None:
+        module.best_value = float(best.best_model_score)
     return module
+
+
+def _averaging(decay: float) -> Callback:
+    """The moving average, kept where the weights will be: they are on the CPU when it begins."""
+    cuda = torch.cuda.is_available()
+    place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else None
+    return EMAWeightAveraging(place, decay=decay)
+
+
+def _starting_point(run: Run) -> Path:
+    """The checkpoint to resume from; a damaged one is put aside, lest it be kept as previous."""
+    start = newest_whole(run.last.parent)
+    for unfinished in run.last.parent.glob(".*.ckpt.*.tmp"):
+        unfinished.unlink()
+    if start != run.last and run.last.is_file():
+        os.replace(run.last, run.last.with_suffix(".damaged"))
+    return start
+
+
+def _processes() -> dict[str, Any]:
+    """Where the trainer computes, alone or together with others."""
+    processes = distributed.size()
+    if processes == 1:
+        return {"accelerator": "auto", "devices": 1}
+    return {
+        "accelerator": "cuda" if torch.cuda.is_available() else "cpu",
+        "devices": distributed.local_size(),
+        "num_nodes": processes // distributed.local_size(),
+        # Running statistics are all that changes in buffers; the module sees to them.
+        "strategy": DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True),
+    }
+
+
+def _loggers(run: Run, step: int | None) -> list[Logger]:
+    """Of a run that is resumed at ``step``, they keep what was logged before."""
+    path = run.folder / "metrics.csv"
+    kept: list[dict[str, Any]] = []
+    if step is not None and distributed.rank() == 0 and path.is_file():
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
+        kept = [{key: value for key, value in row.items() if value} for row in rows]
+    metrics = CSVLogger(run.folder, name="", version="", flush_logs_every_n_steps=20)
+    if kept:  # Lightning's begins anew
+        metrics.experiment.metrics.extend(kept)
+        metrics.save()
+    return [metrics, TensorBoardLogger(run.folder, name="", version="", purge_step=step)]
 
 
 @contextmanager

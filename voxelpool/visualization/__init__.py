@@ -1,7 +1,7 @@
 """Pictures of sweeps and boxes, of what was taken for what, and of variants compared."""
 
 from voxelpool.visualization.bars import Bar, Curve, Panel, draw_bars
-from voxelpool.visualization.bev import render_bev
+from voxelpool.visualization.bev import draw_bev, render_bev
 from voxelpool.visualization.confusion import draw_confusion
 from voxelpool.visualization.perspective import render_3d
 from voxelpool.visualization.scene import BoxGroup, Scene
@@ -13,6 +13,7 @@ __all__ = [
     "Panel",
     "Scene",
     "draw_bars",
+    "draw_bev",
     "draw_confusion",
     "render_3d",
     "render_bev",

@@ -39,11 +39,31 @@ def render_bev(
     bounds: tuple[float, float, float, float] | None = None,
     size: tuple[int, int] = (1200, 1200),
 ) -> None:
-    """Draws a scene from above, forward up and left to the left.
+    """Draws a scene as `draw_bev` and writes the picture.
 
     Args:
         scene: what to draw.
         path: the PNG; written whole or not at all.
+        bounds: see there.
+        size: see there.
+
+    Raises:
+        DataError: the bounds or the size are impossible.
+        OSError: the file cannot be written.
+    """
+    save_png(draw_bev(scene, bounds=bounds, size=size), path)
+
+
+def draw_bev(
+    scene: Scene,
+    *,
+    bounds: tuple[float, float, float, float] | None = None,
+    size: tuple[int, int] = (1200, 1200),
+) -> Image.Image:
+    """Draws a scene from above, forward up and left to the left.
+
+    Args:
+        scene: what to draw.
         bounds: x_min, y_min, x_max, y_max in metres that must be seen. What else the picture's
             shape leaves room for is drawn too. By default what the points (but a few far ones),
             the boxes and the sensor span.
@@ -51,7 +71,6 @@ def render_bev(
 
     Raises:
         DataError: the bounds or the size are impossible.
-        OSError: the file cannot be written.
     """
     check_size(size)
     low, high = _bounds(scene) if bounds is None else _given_bounds(bounds)
@@ -65,7 +84,7 @@ def render_bev(
     _draw_ring_labels(ImageDraw.Draw(picture), plan)
     _draw_box_texts(ImageDraw.Draw(picture), scene, plan)
     draw_frame(picture, scene)
-    save_png(picture, path)
+    return picture
 
 
 @dataclass(frozen=True)
