@@ -91,8 +91,10 @@ def training_step(config: Any, device: str) -> tuple[Callable[[], None], int]:
         if isinstance(config, ClassifierConfig):
             logits = network(network_inputs(batch, config, batch.moves)).float()
             return module._loss(logits, batch.labels)
-        predictions = network(batch.points, batch.batch, batch.batch_size)
-        return network.loss(predictions, batch.boxes, batch.classes)["loss"]
+        voxels = network.voxelize(batch.points, batch.batch, batch.batch_size)
+        predictions = network.predict(batch.points, voxels)
+        counted = network.counted_anchors(voxels)
+        return network.loss(predictions, batch.boxes, batch.classes, counted)["loss"]
 
     def step() -> None:
         optimizer.zero_grad()
