@@ -28,7 +28,7 @@ def main(
 
     Example: python tools/train.py configs/voxelnet_car.yaml train.batch_size=4 data.root=data/kitti
 
-    Example: torchrun --nproc-per-node 2 tools/train.py configs/voxelnet_car.yaml
+    Example: torchrun --nproc-per-node 2 -- tools/train.py configs/voxelnet_car.yaml
 
     Example: python tools/train.py configs/classify_voxnet_crops.yaml objects.root=data/simulated
     """

@@ -296,16 +296,17 @@ def test_torchrun_trains_and_is_killed_and_resumed(config_path: Path, tmp_path: 
     """The very commands: two processes, one of them killed from outside, then all resumed."""
     run = tmp_path / "run"
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--",
         str(TOOLS / "train.py"), str(config_path), "train.epochs=200", "train.val_every=100",
         "train.schedule.name=constant", "--run", str(run),
     ]  # fmt: skip
     first = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     last = run / "checkpoints" / "last.ckpt"
     for _ in range(3000):
-        if last.exists():
+        if last.exists() or first.poll() is not None:
             break
         time.sleep(0.1)
+    assert last.exists()
     children = subprocess.run(
         ["pgrep", "-P", str(first.pid)], capture_output=True, text=True
     ).stdout.split()
