@@ -296,8 +296,8 @@ def test_torchrun_trains_and_is_killed_and_resumed(config_path: Path, tmp_path: 
     """The very commands: two processes, one of them killed from outside, then all resumed."""
     run = tmp_path / "run"
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--",
-        str(TOOLS / "train.py"), str(config_path), "train.epochs=200", "train.val_every=100",
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "--", str(TOOLS / "train.py"), str(config_path), "train.epochs=200", "train.val_every=100",
         "train.schedule.name=constant", "--run", str(run),
     ]  # fmt: skip
     first = subprocess.Popen(command, stderr=subprocess.DEVNULL)
