@@ -155,6 +155,7 @@ class Reach:
 
 def spread(reached: Tensor, kernel: Triple, stride: Triple, padding: Triple) -> Tensor:
     """(B, D', H', W') bool: the outputs of a convolution that see a reached cell (B, D, H, W)."""
+    reached = reached.view(torch.uint8)  # the C++ that torch 2.13 compiles of padded bools is wrong
     for axis in range(3):
         k, s, p = kernel[axis], stride[axis], padding[axis]
         pad = [0, 0] * (2 - axis) + [p, p]
@@ -164,7 +165,7 @@ def spread(reached: Tensor, kernel: Triple, stride: Triple, padding: Triple) -> 
         reached = padded.narrow(axis + 1, 0, ends)[_every(s, axis)]
         for tap in range(1, k):
             reached = reached | padded.narrow(axis + 1, tap, ends)[_every(s, axis)]
-    return reached
+    return reached.view(torch.bool)
 
 
 def _every(step: int, axis: int) -> tuple[slice, ...]:
