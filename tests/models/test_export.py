@@ -260,6 +260,43 @@ def test_boxes_are_decoded_and_faced(tmp_path: Path) -> None:
         torch.testing.assert_close(boxes[0, row], box, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("text", FAMILY.values(), ids=FAMILY)
+@torch.no_grad()
+def test_anchors_that_are_left_out_have_no_score(text: str) -> None:
+    """Points on one side only, in the second of two sweeps; the scores of all others stay."""
+    detector, plain = built(text, "head.min_voxels=2"), built(text)
+    plain.load_state_dict(detector.state_dict())
+    points = some_points(800)
+    points = points[points[:, 1] > 0]
+    batch = torch.ones(len(points), dtype=torch.int64)
+    inputs = inputs_of(detector, points, batch, 2)
+    counted = detector.counted_anchors(detector.voxelize(points, batch, 2))
+    scores, boxes = PlainNetwork(detector, batch_size=2, gives="boxes")(*inputs)
+    all_scores, all_boxes = PlainNetwork(plain, batch_size=2, gives="boxes")(*inputs)
+    assert counted is not None and counted[1].any() and not counted[1].all()
+    assert torch.equal(
+        scores != 0, counted.view(*counted.shape, *[1] * (scores.dim() - 2)).expand_as(scores)
+    )
+    torch.testing.assert_close(scores[counted], all_scores[counted])
+    torch.testing.assert_close(boxes, all_boxes)
+
+
+@pytest.mark.parametrize("format", ["torch-export", "onnx"])
+def test_exported_programs_leave_out_anchors(format: str, tmp_path: Path) -> None:
+    """For any number of voxels."""
+    if format == "onnx":
+        pytest.importorskip("onnxscript", reason="extra [export] is not installed")
+        pytest.importorskip("onnxruntime", reason="extra [export] is not installed")
+    detector = built(PILLARS, "head.min_voxels=2")
+    path = tmp_path / f"detector{SUFFIXES[format]}"
+    export_detector(detector, path, format, gives="boxes")
+    run = open_exported(path)
+    for count in (0, 1, 40, 2000):
+        inputs = inputs_of(detector, some_points(count, seed=count))
+        with torch.no_grad():
+            assert_same(run(*inputs), PlainNetwork(detector, gives="boxes")(*inputs))
+
+
 def test_what_cannot_be_exported_says_why(tmp_path: Path) -> None:
     second, pillars = built(SECOND), built(PILLARS)
     second.middle._wanted_backend = "spconv"

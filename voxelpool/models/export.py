@@ -69,19 +69,13 @@ class PlainNetwork(nn.Module):
         gives: see `Gives`.
 
     Raises:
-        VoxelpoolError: the sparse middle's back end is spconv, or boxes are asked for of a detector
-            that leaves out anchors over few voxels.
+        VoxelpoolError: the sparse middle's back end is spconv.
     """
 
     def __init__(
         self, detector: VoxelDetector, *, batch_size: int = 1, gives: Gives = "maps"
     ) -> None:
         super().__init__()
-        if gives == "boxes" and detector.config.head.min_voxels:
-            raise VoxelpoolError(
-                f"head.min_voxels is {detector.config.head.min_voxels}, which is not exported: "
-                "export with head.min_voxels=0, which takes the same weights and finds more"
-            )
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.batch_size = batch_size
@@ -91,6 +85,8 @@ class PlainNetwork(nn.Module):
         self.rpn = _folded(copy.deepcopy(detector.rpn).eval())
         self.occupied = detector._occupied if detector.rpn.needs_occupied else None
         self.grid = detector.grid
+        self.min_voxels = detector.config.head.min_voxels
+        self.voxels_under_anchors = copy.deepcopy(detector.voxels_under_anchors)
         self.direction_offset = detector.postprocess.direction_offset
         self.register_buffer("anchors", detector.anchors.reshape(-1, 7), persistent=False)
         self.requires_grad_(False).eval()
@@ -108,7 +104,8 @@ class PlainNetwork(nn.Module):
         Returns:
             For the N anchors in their order, with ``maps``: scores (B, N) or (B, N, K), logits;
             residuals (B, N, 7); where the network has them, directions (B, N, 2). With ``boxes``:
-            scores as before but in [0, 1], and 0 in a sweep without voxels; boxes (B, N, 7).
+            scores as before but in [0, 1], and 0 in a sweep without voxels and of anchors that
+            ``head.min_voxels`` leaves out; boxes (B, N, 7).
         """
         bev = self.middle(self.encoder(padded, counts, coords), coords)
         occupied = None
@@ -130,7 +127,11 @@ class PlainNetwork(nn.Module):
             boxes = torch.cat([boxes[..., :6], yaw[..., None]], dim=-1)
         frames = coords[:, 0].long()
         used = _put(scores.new_zeros(self.batch_size), frames, scores.new_ones(frames.shape))
-        return scores.sigmoid() * used.view(-1, *[1] * (scores.dim() - 1)), boxes
+        used = used[:, None]
+        if self.min_voxels:
+            under = self.voxels_under_anchors(coords, self.batch_size)
+            used = used * (under >= self.min_voxels).to(used.dtype)
+        return scores.sigmoid() * used.view(*used.shape, *[1] * (scores.dim() - 2)), boxes
 
     def example(self) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs to trace with: three voxels of a row, in the first sweep."""
