@@ -5,11 +5,18 @@ from voxelpool.training.classify import (
     ObjectBatch,
     ObjectData,
     class_probabilities,
+    classify_split,
 )
 from voxelpool.training.comparison import Cell, Roots, cells_of, run_cells, write_summary
 from voxelpool.training.data import SweepBatch, SweepData, collate
 from voxelpool.training.module import DetectorModule
-from voxelpool.training.results import detect_frames, result_objects
+from voxelpool.training.results import (
+    labelled_frames,
+    detect_frames,
+    detect_split,
+    read_split_results,
+    result_objects,
+)
 from voxelpool.training.run import Run, find_run, fit, new_run
 
 __all__ = [
@@ -24,11 +31,15 @@ __all__ = [
     "SweepData",
     "cells_of",
     "class_probabilities",
+    "classify_split",
     "collate",
     "detect_frames",
+    "detect_split",
     "find_run",
     "fit",
+    "labelled_frames",
     "new_run",
+    "read_split_results",
     "result_objects",
     "run_cells",
     "write_summary",
