@@ -15,6 +15,7 @@ from voxelpool.errors import CheckpointError, ConfigError, DataError
 from voxelpool.files import atomic_write
 from voxelpool.models import Precision
 from voxelpool.training import (
+    FoundInFrames,
     Run,
     classify_split,
     detect_split,
@@ -23,7 +24,6 @@ from voxelpool.training import (
 )
 from voxelpool.training.metrics import Series, read_metrics
 from voxelpool.training.report import (
-    FoundInFrames,
     Report,
     check_report_folder,
     classifier_report,

@@ -69,16 +69,17 @@ def perfect(skip=()):
 
 
 def test_perfect_detections_are_perfect_in_every_band():
-    found = banded(LABELS, perfect())
+    *found, empty = banded(LABELS, perfect())
     assert [(band.low, band.high) for band in found] == [(0, 10), (10, 20), (20, 30), (30, 40)]
     assert [band.objects for band in found] == [3, 2, 3, 1]
+    assert empty.objects == empty.hits == empty.false_alarms == 0 and math.isnan(empty.recall)
     assert all(band.recall == 1 and band.average_precision == 100 for band in found)
     assert all(band.hits == band.objects and band.false_alarms == 0 for band in found)
 
 
 @pytest.mark.parametrize("missed", [(0, 0), (0, 2), (2, 3), (3, 0)])
 def test_a_missed_car_shows_in_its_band_alone(missed):
-    before, after = banded(LABELS, perfect()), banded(LABELS, perfect({missed}))
+    before, after = banded(LABELS, perfect())[:4], banded(LABELS, perfect({missed}))[:4]
     place = LABELS[missed[0]].location[missed[1], 2]
     for whole, band in zip(before, after, strict=True):
         if not band.low <= place < band.high:

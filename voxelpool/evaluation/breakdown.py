@@ -229,8 +229,7 @@ def bands(
         edges: k + 1 ends of k ranges, ascending.
 
     Returns:
-        A band for each range; those at both ends that have neither objects nor false alarms are
-        left out.
+        A band for each range.
     """
     of_objects, of_found = np.asarray(objects, np.float64), np.array(found, np.float64)
     hit = matches.found >= 0
@@ -253,8 +252,7 @@ def bands(
                 part.average_precision,
             )
         )
-    full = [row for row, band in enumerate(rows) if band.objects or band.false_alarms]
-    return rows[full[0] : full[-1] + 1] if full else []
+    return rows
 
 
 def _part(matches: Matches, objects: Any, found: Any) -> Matches:

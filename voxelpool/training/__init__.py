@@ -11,9 +11,10 @@ from voxelpool.training.comparison import Cell, Roots, cells_of, run_cells, writ
 from voxelpool.training.data import SweepBatch, SweepData, collate
 from voxelpool.training.module import DetectorModule
 from voxelpool.training.results import (
-    labelled_frames,
+    FoundInFrames,
     detect_frames,
     detect_split,
+    labelled_frames,
     read_split_results,
     result_objects,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "Cell",
     "ClassifierModule",
     "DetectorModule",
+    "FoundInFrames",
     "ObjectBatch",
     "ObjectData",
     "Roots",

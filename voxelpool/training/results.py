@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from voxelpool.config import Config
+from voxelpool.datasets.calibration import Calibration
 from voxelpool.datasets.kitti import (
     Frame,
     KittiDataset,
@@ -22,6 +26,7 @@ from voxelpool.datasets.objects import Progress
 from voxelpool.detection import Detections
 from voxelpool.errors import DataError
 from voxelpool.models import Precision, VoxelDetector, load_detector
+from voxelpool.ops import points_in_boxes
 from voxelpool.training.data import collate
 
 
@@ -167,3 +172,57 @@ def _told(
         yield pair
     if progress is not None:
         progress(what, total, total)
+
+
+@dataclass(eq=False)
+class FoundInFrames:
+    """What is labelled and what was found in frames, without their points.
+
+    Attributes:
+        ids: of the frames.
+        labels: all rows of their label files.
+        results: what was found.
+        label_points: points in the box of each label; 0 for DontCare.
+        result_points: points in the box of each result.
+    """
+
+    ids: list[str] = field(default_factory=list)
+    labels: list[KittiObjects] = field(default_factory=list)
+    results: list[KittiObjects] = field(default_factory=list)
+    label_points: list[NDArray[np.int64]] = field(default_factory=list)
+    result_points: list[NDArray[np.int64]] = field(default_factory=list)
+
+    @classmethod
+    def gather(cls, found: Iterable[tuple[Frame, KittiObjects]]) -> FoundInFrames:
+        """Takes what `detect_split` or `read_split_results` yields.
+
+        Raises:
+            DataError: there are no frames.
+        """
+        gathered = cls()
+        for frame, objects in found:
+            assert frame.objects is not None, "frames are read with their labels"
+            gathered.ids.append(frame.frame_id)
+            gathered.labels.append(frame.objects)
+            gathered.results.append(objects)
+            gathered.label_points.append(_points_inside(frame, frame.objects))
+            gathered.result_points.append(_points_inside(frame, objects))
+        if not gathered.ids:
+            raise DataError("the validation split holds no frames")
+        return gathered
+
+
+def _points_inside(frame: Frame, objects: KittiObjects) -> NDArray[np.int64]:
+    counts = np.zeros(len(objects), np.int64)
+    rows = np.flatnonzero((objects.dimensions > 0).all(axis=1))
+    if len(rows) and len(frame.points):
+        boxes = lidar_boxes(objects[rows], frame.calibration)
+        xyz = np.ascontiguousarray(frame.points[:, :3], np.float64)
+        inside = points_in_boxes(torch.from_numpy(xyz), torch.from_numpy(boxes))
+        counts[rows] = inside.sum(0).numpy()
+    return counts
+
+
+def lidar_boxes(objects: KittiObjects, calibration: Calibration) -> NDArray[np.float64]:
+    """(n, 7) boxes of labels or results in the LiDAR frame."""
+    return calibration.boxes_to_lidar(objects.location, objects.dimensions, objects.rotation_y)

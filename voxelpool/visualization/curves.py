@@ -74,8 +74,8 @@ def smoothed(values: ArrayLike, reach: int) -> Float:
     values = np.asarray(values, np.float64)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     rows = np.arange(len(values))
-    room = np.minimum(reach, np.minimum(rows, len(values) - 1 - rows))
-    return (sums[rows + room + 1] - sums[rows - room]) / (2 * room + 1)
+    first, last = np.maximum(rows - reach, 0), np.minimum(rows + reach + 1, len(values))
+    return (sums[last] - sums[first]) / (last - first)
 
 
 def draw_lines(
