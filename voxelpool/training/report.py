@@ -224,7 +224,7 @@ def write_report(
         with atomic_write(unfinished / PAGE) as file:
             file.write(page(report.title, report.facts, report.sections))
         for picture in pictures:
-            picture.image.save(unfinished / f"{picture.name}.png", optimize=True)
+            (unfinished / f"{picture.name}.png").write_bytes(picture.png)
     return [folder / PAGE, *(folder / f"{picture.name}.png" for picture in pictures)]
 
 

@@ -375,7 +375,7 @@ def frames_section(
         "scores gives. Labelled: green if found, yellow if missed. Detected: blue if right, red if "
         "wrong. Grey: does not count, such as what is hidden or too far."
     )
-    return Section("Worst and best frames", text, pictures)
+    return Section("Worst and best frames", text, pictures, large=True)
 
 
 def _scene(

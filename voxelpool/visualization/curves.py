@@ -296,8 +296,8 @@ class _Chart:
     def log_axis(self, low: float, high: float) -> None:
         """The axis of values by powers of ten, with 2 and 5 between few of them."""
         start, end = math.log10(low), math.log10(high)
-        if end - start < 0.3:
-            start, end = start - 0.15, end + 0.15
+        room = max(0.03 * (end - start), 0.15 - (end - start) / 2)
+        start, end = start - room, end + room
         self.row = lambda value: (
             self.top + self.height * (1 - (math.log10(value) - start) / (end - start))
         )

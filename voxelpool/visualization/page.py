@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 
 from PIL import Image
@@ -27,6 +28,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.15rem 1.2rem;
 dt { color: var(--faint); } dd { margin: 0; overflow-wrap: anywhere; }
 .items { display: grid; gap: 1rem; align-items: start;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); }
+.large { grid-template-columns: repeat(auto-fill, minmax(min(100%, 38rem), 1fr)); }
 figure, .table { margin: 0; padding: 0.8rem; background: var(--card); border: 1px solid var(--rule);
   border-radius: 8px; }
 .table { overflow-x: auto; } .wide { grid-column: 1 / -1; justify-self: start; max-width: 100%; }
@@ -36,7 +38,8 @@ figcaption { color: var(--faint); font-size: 0.9rem; padding-top: 0.5rem; }
 caption { padding-bottom: 0.4rem; font-weight: 600; text-align: left; }
 table { border-collapse: collapse; font-size: 0.92rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.22rem 0.7rem; text-align: right; white-space: nowrap; }
-th { color: var(--faint); font-weight: 500; border-bottom: 1px solid var(--rule); }
+th { color: var(--faint); font-weight: 500; border-bottom: 1px solid var(--rule);
+  white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child, .text { text-align: left; }
 tbody tr + tr td { border-top: 1px solid var(--rule); }
 """
@@ -79,14 +82,27 @@ class Picture:
     dark: Image.Image | None = None
     natural: bool = False
 
+    @cached_property
+    def png(self) -> bytes:
+        """Its file."""
+        return _encoded(self.image)
+
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with what belongs to it."""
+    """A heading with what belongs to it.
+
+    Attributes:
+        title: the heading.
+        text: below it.
+        items: in columns; tables have lines of their own.
+        large: fewer columns, for pictures with small writing.
+    """
 
     title: str
     text: str
     items: Sequence[Table | Picture]
+    large: bool = False
 
 
 def page(title: str, facts: Iterable[tuple[str, str]], sections: Sequence[Section]) -> str:
@@ -138,9 +154,10 @@ def _section(row: int, section: Section) -> str:
     items = "\n".join(
         _table(item) if isinstance(item, Table) else _figure(item) for item in section.items
     )
+    kind = "items large" if section.large else "items"
     return f"""<section id="{_anchor(row)}">
 <h2>{escape(section.title)}</h2>
-{text}<div class="items">
+{text}<div class="{kind}">
 {items}
 </div>
 </section>"""
@@ -168,18 +185,23 @@ def _table(table: Table) -> str:
 def _figure(picture: Picture) -> str:
     image = picture.image
     shown = (
-        f'<img src="{_inlined(image)}" alt="{escape(picture.alt)}" '
+        f'<img src="{_inlined(picture.png)}" alt="{escape(picture.alt)}" '
         f'width="{image.width}" height="{image.height}">'
     )
     if picture.dark is not None:
-        source = f'<source media="(prefers-color-scheme: dark)" srcset="{_inlined(picture.dark)}">'
+        dark = _encoded(picture.dark)
+        source = f'<source media="(prefers-color-scheme: dark)" srcset="{_inlined(dark)}">'
         shown = f"<picture>{source}{shown}</picture>"
     caption = f"<figcaption>{escape(picture.caption)}</figcaption>" if picture.caption else ""
     wide = ' class="wide"' if picture.natural else ""
     return f"<figure{wide}>{shown}{caption}</figure>"
 
 
-def _inlined(image: Image.Image) -> str:
+def _inlined(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def _encoded(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+    return file.getvalue()
