@@ -564,7 +564,9 @@ class Config(_Block):
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"anchors name a class twice: {', '.join(self.classes)}")
         for step in self.data.augment:
-            unknown = set(dict(getattr(step, "counts", ()))) - set(self.classes)
+            if not isinstance(step, SampleObjectsConfig):
+                continue
+            unknown = {name for name, _ in step.counts} - set(self.classes)
             if unknown:
                 raise ValueError(
                     f"data.augment: {step.name} names {min(unknown)}, which has no anchors"
