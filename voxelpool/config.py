@@ -489,6 +489,9 @@ class ScheduleConfig(_Block):
 class TrainConfig(_Block):
     """The training; defaults are the paper's (section 3.1) where it states one."""
 
+    weights: str | None = None
+    """What the network begins with: a checkpoint, or a name of shipped weights; null begins with
+    random ones."""
     epochs: PositiveInt = 160
     batch_size: PositiveInt = 16
     """Of all processes together."""
