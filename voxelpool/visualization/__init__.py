@@ -12,9 +12,11 @@ from voxelpool.visualization.curves import (
 )
 from voxelpool.visualization.page import Picture, Section, Table, page
 from voxelpool.visualization.perspective import render_3d
-from voxelpool.visualization.scene import BoxGroup, Scene
+from voxelpool.visualization.scene import FOUND, LABELLED, BoxGroup, Scene
 
 __all__ = [
+    "FOUND",
+    "LABELLED",
     "Bar",
     "BoxGroup",
     "Curve",
