@@ -35,7 +35,7 @@ from voxelpool.training.sections import (
     confusion_section,
     curves_section,
     frames_section,
-    percent,
+    number,
     plural,
     precision_section,
     scores_section,
@@ -170,8 +170,8 @@ def classifier_report(
     own = [
         ("network", f"{config.name}: {config.model}"),
         ("validated on", f"{plural(scores.num_objects, 'object')} of {config.objects.root}"),
-        ("accuracy", f"{percent(100 * scores.accuracy)} %"),
-        ("class mean", f"{percent(100 * scores.class_mean)} %"),
+        ("accuracy", f"{number(100 * scores.accuracy)} %"),
+        ("class mean", f"{number(100 * scores.class_mean)} %"),
     ]
     numbers = {"votes": config.objects.votes, **scores.to_dict(), "training": _last_values(metrics)}
     return Report(f"Training of {config.name}", [*facts, *own], sections, numbers)

@@ -205,7 +205,7 @@ def bands_section(banded: Banded, overlaps: Overlaps) -> Section:
 
 
 def _cells(band: Band) -> list[str]:
-    shares = (percent(100 * band.recall), percent(band.average_precision))
+    shares = (number(100 * band.recall), number(band.average_precision))
     return [str(band.hits), str(band.false_alarms), *shares]
 
 
@@ -243,11 +243,11 @@ def scores_section(matches: Mapping[str, Matches], min_iou: Mapping[str, float])
         rows.append(
             [
                 name,
-                _decimals(best),
+                number(best, 3),
                 *map(str, (right, wrong, missed)),
-                percent(100 * right / (right + wrong) if right + wrong else math.nan),
-                percent(100 * right / (right + missed) if right + missed else math.nan),
-                percent(200 * right / whole if whole else math.nan),
+                number(100 * right / (right + wrong) if right + wrong else math.nan),
+                number(100 * right / (right + missed) if right + missed else math.nan),
+                number(200 * right / whole if whole else math.nan),
             ]
         )
     head = ["class", "score from", "found", "false", "missed", "precision, %", "recall, %", "F1, %"]
@@ -282,9 +282,15 @@ def training_section(config: AnyConfig, metrics: Mapping[str, Series]) -> Sectio
         if name.startswith("lr-")
     ]
     items.append(
-        _chart("learning_rate", "learning rate over steps", draw_lines, rates,
-               title="Learning rate", x_label="step")
-    )  # fmt: skip
+        _chart(
+            "learning_rate",
+            "learning rate over steps",
+            draw_lines,
+            rates,
+            title="Learning rate",
+            x_label="step",
+        )
+    )
     if isinstance(config, ClassifierConfig):
         lines = [
             Line(text, metrics[name].epoch + 1, 100 * metrics[name].value)
@@ -294,10 +300,16 @@ def training_section(config: AnyConfig, metrics: Mapping[str, Series]) -> Sectio
         if "train/accuracy" in metrics:
             line = _training_line("accuracy", metrics["train/accuracy"])
             items.append(
-                _chart("train_accuracy", "accuracy in training over steps", draw_lines,
-                       [Line("batches", line.x, 100 * np.asarray(line.y))],
-                       title="Accuracy in training, augmented", x_label="step", y_label="%")
-            )  # fmt: skip
+                _chart(
+                    "train_accuracy",
+                    "accuracy in training over steps",
+                    draw_lines,
+                    [Line("batches", line.x, 100 * np.asarray(line.y))],
+                    title="Accuracy in training, augmented",
+                    x_label="step",
+                    y_label="%",
+                )
+            )
         name, alt, title = "accuracy", "validation accuracy over epochs", "Validation accuracy"
     else:
         lines = [
@@ -429,7 +441,7 @@ def accuracy_section(config: ClassifierConfig, scores: ClassificationScores) -> 
     """Recall and precision of each class."""
     counts = scores.confusion.sum(axis=1).tolist()
     rows = [
-        [name, str(count), *(percent(100 * share) for share in shares)]
+        [name, str(count), *(number(100 * share) for share in shares)]
         for name, count, *shares in zip(
             scores.classes, counts, scores.recall.tolist(), scores.precision.tolist(), strict=True
         )
@@ -445,7 +457,7 @@ def accuracy_section(config: ClassifierConfig, scores: ClassificationScores) -> 
 
 def confusion_section(scores: ClassificationScores) -> Section:
     """What was taken for what, as a picture and in numbers."""
-    title = f"{percent(100 * scores.accuracy)}% of {scores.num_objects}"
+    title = f"{number(100 * scores.accuracy)}% of {scores.num_objects}"
     picture = confusion_picture(scores.confusion, scores.classes, title=title)
     rows = [
         [name, *map(str, counts)]
@@ -461,13 +473,9 @@ def confusion_section(scores: ClassificationScores) -> Section:
     )
 
 
-def percent(value: float) -> str:
-    """With two decimals; a dash for what is not finite."""
-    return f"{value:.2f}" if math.isfinite(value) else "-"
-
-
-def _decimals(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) else "-"
+def number(value: float, digits: int = 2) -> str:
+    """With so many decimals; a dash for what is not finite."""
+    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
 
 
 def plural(count: int, word: str) -> str:
