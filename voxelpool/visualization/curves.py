@@ -49,7 +49,6 @@ class Line:
         name: in the legend.
         x: (n,) numbers; where x or y is not finite, the line has a gap.
         y: (n,) numbers.
-        backdrop: (n,) what y is a smoothed version of, drawn faintly behind.
 
     Raises:
         DataError: lengths that differ.
@@ -58,15 +57,13 @@ class Line:
     name: str
     x: ArrayLike
     y: ArrayLike
-    backdrop: ArrayLike | None = None
 
     def __post_init__(self) -> None:
-        for field in ("x", "y", "backdrop"):
-            if getattr(self, field) is not None:
-                object.__setattr__(self, field, np.asarray(getattr(self, field), np.float64))
-        shapes = {part.shape for part in (self.x, self.y, self.backdrop) if part is not None}
-        if len(shapes) != 1 or len(next(iter(shapes))) != 1:
-            raise DataError(f"line {self.name!r}: x and y must be (n,), got {sorted(shapes)}")
+        x, y = np.asarray(self.x, np.float64), np.asarray(self.y, np.float64)
+        if x.shape != y.shape or x.ndim != 1:
+            raise DataError(f"line {self.name!r}: x and y must be (n,), got {x.shape}, {y.shape}")
+        object.__setattr__(self, "x", x)
+        object.__setattr__(self, "y", y)
 
 
 def smoothed(values: ArrayLike, reach: int) -> Float:
@@ -104,13 +101,7 @@ def draw_lines(
         dark: light on dark.
     """
     chart = _Chart(title, DARK if dark else LIGHT)
-    values = [
-        _shown(line.x, part, log)
-        for line in lines
-        for part in (line.y, line.backdrop)
-        if part is not None
-    ]
-    spots = np.concatenate([np.zeros((0, 2)), *values])
+    spots = np.concatenate([np.zeros((0, 2)), *(_shown(line.x, line.y, log) for line in lines)])
     if not len(spots):
         return chart.nothing()
     x_low, x_high = x_range or (float(spots[:, 0].min()), float(spots[:, 0].max()))
@@ -125,10 +116,7 @@ def draw_lines(
     chart.places(x_low, x_high)
     chart.legend([line.name for line in lines])
     for row, line in enumerate(lines):
-        if line.backdrop is not None:
-            chart.polyline(line.x, line.backdrop, row, 1.0, log, faint=True)
-    for row, line in enumerate(lines):
-        chart.polyline(line.x, line.y, row, 2.2, log, marks=marks)
+        chart.polyline(line.x, line.y, row, log=log, marks=marks)
     return chart.picture()
 
 
@@ -241,6 +229,7 @@ class _Chart:
         self.bottom = self.top + self.height
         self.row: Callable[[float], float] = lambda value: self.bottom
         self.column: Callable[[float], float] = lambda place: self.left
+        self._labelled = 0.0  # width of the writing above the frame, left of the legend
         self.text(14, 22, title, "ls", 15, paper.ink)
 
     def text(
@@ -258,13 +247,11 @@ class _Chart:
     def length(self, text: str, size: int = 12) -> float:
         return self.draw.textlength(text, ImageFont.load_default(size * _SCALE)) / _SCALE
 
-    def color(self, row: int, faint: bool = False) -> Color:
+    def color(self, row: int) -> Color:
         """Of the line in a row of the legend."""
         color = COLORS[row % len(COLORS)]
         lift = 0.7 if row % len(COLORS) == _BLACK and self.paper.lift else self.paper.lift
         mixed = np.array(color) + lift * (255 - np.array(color))
-        if faint:
-            mixed = 0.3 * mixed + 0.7 * np.array(self.paper.ground)
         red, green, blue = np.rint(mixed).astype(int).tolist()
         return red, green, blue
 
@@ -327,8 +314,8 @@ class _Chart:
 
     def labels(self, x_label: str, y_label: str) -> None:
         self.text(self.left + self.width / 2, SIZE[1] - 8, x_label, "ms")
-        self.text(self.left - 8, self.top - 14, y_label, "lm" if len(y_label) > 8 else "rm")
-        self._labelled = self.length(y_label) if len(y_label) > 8 else 0.0
+        self.text(self.left - 8, self.top - 14, y_label, "lm" if len(y_label) > 2 else "rm")
+        self._labelled = self.length(y_label) if len(y_label) > 2 else 0.0
 
     def legend(self, names: Sequence[str]) -> None:
         """Names from the right, above the frame; smaller if there are many."""
@@ -344,28 +331,18 @@ class _Chart:
             self.line(spots, self.color(row), 3)
             right -= 24
 
-    def polyline(
-        self,
-        x: ArrayLike,
-        y: ArrayLike,
-        row: int,
-        width: float,
-        log: bool,
-        *,
-        marks: bool = False,
-        faint: bool = False,
-    ) -> None:
+    def polyline(self, x: ArrayLike, y: ArrayLike, row: int, *, log: bool, marks: bool) -> None:
         """The pieces of a line between its gaps."""
         x, y = np.asarray(x), np.asarray(y)
         whole = np.isfinite(x) & np.isfinite(y) & ((y > 0) | (not log))
-        color = self.color(row, faint)
+        color = self.color(row)
         piece: list[tuple[float, float]] = []
         for place, value, there in [*zip(x, y, whole, strict=True), (0.0, 0.0, False)]:
             if there:
                 piece.append((self.column(place), self.row(value)))
                 continue
             if len(piece) > 1:
-                self.line(piece, color, width)
+                self.line(piece, color, 2.2)
             if marks or len(piece) == 1:
                 for spot in piece:
                     self._dot(spot, color, 3.4)
