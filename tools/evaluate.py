@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated
@@ -32,7 +33,7 @@ from voxelpool.evaluation import (
     evaluate,
     table_rows,
 )
-from voxelpool.files import atomic_write, refuse_existing
+from voxelpool.files import atomic_directory, atomic_write, refuse_existing
 from voxelpool.models import Precision
 from voxelpool.training import classify_split, detect_split
 from voxelpool.visualization import draw_confusion
@@ -148,16 +149,15 @@ def detect(
         refuse_existing(out)
     _cli.say_backend(config, device)
     truth, found = [], []
-    with _cli.reading() as reading:
+    with nullcontext() if out is None else atomic_directory(out) as folder, _cli.reading() as bar:
         for frame, objects in detect_split(
-            config, checkpoint, split=split, device=device, precision=precision, progress=reading
+            config, checkpoint, split=split, device=device, precision=precision, progress=bar
         ):
             assert frame.objects is not None, "frames are read with their labels"
             truth.append(frame.objects)
             found.append(objects)
-            if out is not None:
-                out.mkdir(parents=True, exist_ok=True)
-                write_result(out / f"{frame.frame_id}.txt", objects)
+            if folder is not None:
+                write_result(folder / f"{frame.frame_id}.txt", objects)
     return truth, found
 
 

@@ -26,6 +26,8 @@ from voxelpool.evaluation import (
 from voxelpool.training.metrics import Series
 from voxelpool.training.results import FoundInFrames, lidar_boxes
 from voxelpool.visualization import (
+    FOUND,
+    LABELLED,
     BoxGroup,
     Line,
     Picture,
@@ -49,8 +51,7 @@ Overlaps: TypeAlias = Mapping[str, Mapping[str, float]]
 Banded: TypeAlias = dict[str, dict[str, dict[str, list[Band]]]]
 """By class, "distance" or "points", and "strict" or "loose"."""
 
-_FOUND, _MISSED = (0.3, 0.85, 0.45), (1.0, 0.85, 0.2)
-_RIGHT, _WRONG, _ASIDE = (0.35, 0.7, 1.0), (1.0, 0.35, 0.3), (0.5, 0.52, 0.56)
+_MISSED, _FALSE, _ASIDE = (1.0, 0.9, 0.2), (1.0, 0.3, 0.85), (0.5, 0.52, 0.56)
 _PICTURE = (960, 960)
 _METRICS = {"3d": "3D", "bev": "BEV", "2d": "2D", "aos": "AOS"}
 _CURVES = ("3d", "bev")
@@ -384,8 +385,8 @@ def frames_section(
             pictures.append(Picture(f"{kind}_{place}_{frame_id}", image, caption, caption))
     text = (
         "From above, the worst first. Drawn are detections from the score on that the table of "
-        "scores gives. Labelled: green if found, yellow if missed. Detected: blue if right, red if "
-        "wrong. Grey: does not count, such as what is hidden or too far."
+        "scores gives. Labelled: green if found, yellow if missed. Detected: orange if right, "
+        "magenta if false. Grey: does not count, such as what is hidden or too far."
     )
     return Section("Worst and best frames", text, pictures, large=True)
 
@@ -419,9 +420,9 @@ def _scene(
         (labels, label_state, "aside", "not counted", _ASIDE),
         (results, result_state, "aside", "not counted", _ASIDE),
         (labels, label_state, "missed", "missed", _MISSED),
-        (labels, label_state, "found", "found", _FOUND),
-        (results, result_state, "wrong", "wrong", _WRONG),
-        (results, result_state, "right", "right", _RIGHT),
+        (labels, label_state, "found", "found", LABELLED),
+        (results, result_state, "wrong", "false", _FALSE),
+        (results, result_state, "right", "right", FOUND),
     ):
         own = objects[[k for k, is_state in states.items() if is_state == state]]
         if len(own):
