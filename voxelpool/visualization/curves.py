@@ -72,7 +72,8 @@ def smoothed(values: ArrayLike, reach: int) -> Float:
     sums = np.concatenate([[0.0], np.cumsum(values)])
     rows = np.arange(len(values))
     first, last = np.maximum(rows - reach, 0), np.minimum(rows + reach + 1, len(values))
-    return (sums[last] - sums[first]) / (last - first)
+    means: Float = (sums[last] - sums[first]) / (last - first)
+    return means
 
 
 def draw_lines(
@@ -363,7 +364,7 @@ class _Chart:
 
 
 def _shown(x: ArrayLike, y: ArrayLike, log: bool) -> Float:
-    spots = np.stack([np.asarray(x), np.asarray(y)], axis=1)
+    spots: Float = np.stack([np.asarray(x, np.float64), np.asarray(y, np.float64)], axis=1)
     return spots[np.isfinite(spots).all(axis=1) & ((spots[:, 1] > 0) | (not log))]
 
 
