@@ -386,7 +386,8 @@ def frames_section(
     text = (
         "From above, the worst first. Drawn are detections from the score on that the table of "
         "scores gives. Labelled: green if found, yellow if missed. Detected: orange if right, "
-        "magenta if false. Grey: does not count, such as what is hidden or too far."
+        "magenta if false, which a box beside a missed object is if it overlaps too little. Grey: "
+        "does not count, such as what is hidden or too far."
     )
     return Section("Worst and best frames", text, pictures, large=True)
 
