@@ -133,8 +133,8 @@ def curves_section(results: Mapping[str, KittiResult], overlaps: Overlaps) -> Se
 def all_bands(found: FoundInFrames, matches: Mapping[str, Mapping[str, Matches]]) -> Banded:
     """Bands of every class; ranges without objects or false alarms are left out."""
     far = [[_distances(frame) for frame in part] for part in (found.labels, found.results)]
-    by_what = {
-        "distance": (*far, DISTANCES),
+    by_what: dict[str, tuple[Sequence[Any], Sequence[Any], Sequence[float]]] = {
+        "distance": (far[0], far[1], DISTANCES),
         "points": (found.label_points, found.result_points, POINTS),
     }
     banded: Banded = {}
@@ -322,7 +322,7 @@ def training_section(config: AnyConfig, metrics: Mapping[str, Series]) -> Sectio
         ]
         name, alt = "validation", "validation average precision over epochs"
         title = "Validation AP, moderate, R40"
-    last_epoch = max([config.train.epochs, *(x for line in lines for x in line.x)])
+    last_epoch = max(config.train.epochs, *(np.max(line.x) for line in lines), 1)
     items.append(
         _chart(
             name,
