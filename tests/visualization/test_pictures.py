@@ -105,7 +105,7 @@ def test_a_box_in_perspective_is_where_it_must_be(view: str, renderer: str, tmp_
     except RuntimeError as error:
         pytest.skip(f"Open3D's renderer does not start here: {error}")
     green = near(pixels(tmp_path / "a.png"), GREEN)
-    camera = Camera(*perspective._EYES[view], 50.0, (1600, 900 - HEADER))  # type: ignore[index]
+    camera = Camera(*perspective.EYES[view], 50.0, (1600, 900 - HEADER))  # type: ignore[index]
     corners = seen_by(camera, group.corners()[0])
     for column, row in corners:
         assert is_near(green, column, row + HEADER, reach=4)

@@ -1,20 +1,37 @@
-"""Pictures of sweeps and boxes, of what was taken for what, and of variants compared."""
+"""Pictures, pages and windows of sweeps and boxes, and of what was taken for what."""
 
 from voxelpool.visualization.bars import Bar, Curve, Panel, draw_bars
 from voxelpool.visualization.bev import draw_bev, render_bev
+from voxelpool.visualization.camera import draw_camera, render_camera
 from voxelpool.visualization.confusion import draw_confusion
-from voxelpool.visualization.perspective import render_3d
-from voxelpool.visualization.scene import BoxGroup, Scene
+from voxelpool.visualization.html import render_html
+from voxelpool.visualization.perspective import draw_3d, render_3d
+from voxelpool.visualization.scene import (
+    BoxGroup,
+    CameraImage,
+    PointGroup,
+    Scene,
+    VoxelGroup,
+    match_boxes,
+)
 
 __all__ = [
     "Bar",
     "BoxGroup",
+    "CameraImage",
     "Curve",
     "Panel",
+    "PointGroup",
     "Scene",
+    "VoxelGroup",
+    "draw_3d",
     "draw_bars",
     "draw_bev",
+    "draw_camera",
     "draw_confusion",
+    "match_boxes",
     "render_3d",
     "render_bev",
+    "render_camera",
+    "render_html",
 ]

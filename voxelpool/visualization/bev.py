@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from voxelpool.errors import DataError
 from voxelpool.visualization.canvas import (
+    BACKGROUND,
     FAINT_TEXT,
     FINE,
     HEADER,
@@ -25,7 +26,7 @@ from voxelpool.visualization.canvas import (
     thick_line,
     to_rgb,
 )
-from voxelpool.visualization.scene import BoxGroup, Scene
+from voxelpool.visualization.scene import Scene
 
 Float = NDArray[np.float64]
 
@@ -140,11 +141,39 @@ def _given_bounds(bounds: tuple[float, float, float, float]) -> tuple[Float, Flo
 
 
 def _points_from_above(scene: Scene, plan: BevPlan) -> NDArray[np.uint8]:
-    """(H * FINE, W * FINE, 3) picture of the points, higher ones over lower ones."""
-    order = np.argsort(scene.points[:, 2], kind="stable")
-    spots = plan.pixels(scene.points[order, :2]) * FINE
-    diameter = np.full(len(spots), FINE * min(max(plan.scale * 0.11, 1.0), 4.0))
-    return splat(spots, scene.colors()[order], diameter, plan.size)
+    """(H * FINE, W * FINE, 3) picture of points or voxels, higher ones over lower ones."""
+    xyz, colors, shape = scene.points[:, :3], scene.colors(), "points"
+    if scene.voxels is not None:
+        xyz, colors, shape = scene.voxels.middles(), scene.voxels.colors(), scene.voxels.shape
+    order = np.argsort(xyz[:, 2], kind="stable")
+    xyz, colors = xyz[order], colors[order]
+    dot = FINE * min(max(plan.scale * 0.11, 1.0), 4.0)
+    diameter = np.full(len(xyz), dot)
+    if shape == "cubes" and scene.voxels is not None:
+        canvas = _cells_from_above(xyz, colors, scene.voxels.size, plan)
+        xyz, colors, diameter = xyz[:0], colors[:0], diameter[:0]
+    else:
+        canvas = None
+    for mark in scene.marks:
+        xyz = np.concatenate([xyz, mark.points])
+        tint = np.array(to_rgb(mark.color), np.uint8)
+        colors = np.concatenate([colors, np.tile(tint, (len(mark), 1))])
+        diameter = np.concatenate([diameter, np.full(len(mark), dot + FINE)])
+    return splat(plan.pixels(xyz[:, :2]) * FINE, colors, diameter, plan.size, canvas)
+
+
+def _cells_from_above(
+    middles: Float, colors: NDArray[np.uint8], size: Float, plan: BevPlan
+) -> NDArray[np.uint8]:
+    """Voxels as the cells that they stand on, with a rim where there is room for one."""
+    canvas = Image.new("RGB", (plan.size[0] * FINE, plan.size[1] * FINE), BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    corners = np.stack([middles[:, :2] + size[:2] / 2, middles[:, :2] - size[:2] / 2], axis=1)
+    spots = plan.pixels(corners) * FINE
+    rim = BACKGROUND if size[:2].min() * plan.scale >= 4 else None
+    for ((left, top), (right, bottom)), color in zip(spots.tolist(), colors.tolist(), strict=True):
+        draw.rectangle((left, top, right, bottom), fill=tuple(color), outline=rim)
+    return np.array(canvas)
 
 
 def _ring_radii(plan: BevPlan) -> list[float]:
@@ -209,7 +238,7 @@ def _draw_box_texts(draw: ImageDraw.ImageDraw, scene: Scene, plan: BevPlan) -> N
     taken: list[tuple[float, float, float, float]] = []
     for group in scene.boxes:
         outlines = plan.pixels(group.corners()[:, :4, :2])
-        for text, outline in zip(_box_texts(group), outlines, strict=True):
+        for text, outline in zip(group.texts(), outlines, strict=True):
             if text:
                 _text_beside(draw, outline, text, font, to_rgb(group.color), taken, plan.size)
 
@@ -244,12 +273,3 @@ def _text_beside(
             taken.append((left, top, right, bottom))
             draw_text(draw, spot, text, font, color, anchor)
             return
-
-
-def _box_texts(group: BoxGroup) -> list[str]:
-    parts: list[list[str]] = [[] for _ in range(len(group))]
-    if group.names is not None and len(set(group.names)) > 1:
-        parts = [[name] for name in group.names]
-    if group.scores is not None:
-        parts = [[*part, f"{s:.2f}"] for part, s in zip(parts, group.scores, strict=True)]
-    return [" ".join(part) for part in parts]
