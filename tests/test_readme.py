@@ -15,7 +15,7 @@ import torch
 from voxelpool.config import Config
 from voxelpool.datasets.kitti import write_sweep
 from voxelpool.models import build_detector
-from voxelpool.models.import_weights import write_checkpoint
+from voxelpool.models.checkpoint import write_checkpoint
 from voxelpool.models.weights import random_points
 
 ROOT = Path(__file__).parents[1]

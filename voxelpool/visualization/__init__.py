@@ -7,6 +7,10 @@ from voxelpool.visualization.confusion import draw_confusion
 from voxelpool.visualization.html import render_html
 from voxelpool.visualization.perspective import draw_3d, render_3d
 from voxelpool.visualization.scene import (
+    FALSE,
+    FOUND,
+    LABELLED,
+    MISSED,
     BoxGroup,
     CameraImage,
     PointGroup,
@@ -16,6 +20,10 @@ from voxelpool.visualization.scene import (
 )
 
 __all__ = [
+    "FALSE",
+    "FOUND",
+    "LABELLED",
+    "MISSED",
     "Bar",
     "BoxGroup",
     "CameraImage",

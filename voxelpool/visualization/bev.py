@@ -76,7 +76,24 @@ def draw_bev(
     check_size(size)
     low, high = _bounds(scene) if bounds is None else _given_bounds(bounds)
     plan = BevPlan.fit(low, high, size)
-    canvas = Image.fromarray(_points_from_above(scene, plan))
+    return draw_over(Image.fromarray(_points_from_above(scene, plan)), scene, plan)
+
+
+def draw_over(
+    canvas: Image.Image,
+    scene: Scene,
+    plan: BevPlan,
+    *,
+    scale: tuple[str, float, float] | None = None,
+) -> Image.Image:
+    """Draws rings, the sensor, boxes and the legend over what else is seen from above.
+
+    Args:
+        canvas: the fine picture, which is drawn on.
+        scene: its boxes and title.
+        plan: where metres lie in it.
+        scale: what the colours mean, from which value to which; None: what the scene's do.
+    """
     draw = ImageDraw.Draw(canvas)
     _draw_rings(draw, plan)
     _draw_sensor(draw, plan)
@@ -84,7 +101,7 @@ def draw_bev(
     picture = canvas.reduce(FINE)
     _draw_ring_labels(ImageDraw.Draw(picture), plan)
     _draw_box_texts(ImageDraw.Draw(picture), scene, plan)
-    draw_frame(picture, scene)
+    draw_frame(picture, scene, scale)
     return picture
 
 

@@ -104,15 +104,21 @@ def draw_text(
     )
 
 
-def draw_frame(picture: Image.Image, scene: Scene) -> None:
-    """Title, legend and the colours' meaning, above the scene."""
+def draw_frame(
+    picture: Image.Image, scene: Scene, scale: tuple[str, float, float] | None = None
+) -> None:
+    """Title, legend and the colours' meaning, above the scene.
+
+    ``scale``, a name and the values of the first and the last colour, replaces what the colours
+    of the scene mean.
+    """
     draw = ImageDraw.Draw(picture)
     width = picture.width
     draw.rectangle((0, 0, width - 1, HEADER - 1), fill=BACKGROUND)
     draw.line((0, HEADER - 1, width - 1, HEADER - 1), fill=RING)
     middle = HEADER // 2 - 1
     font, small = ImageFont.load_default(22), ImageFont.load_default(15)
-    right = _draw_color_scale(picture, scene, width - 18.0, middle, small)
+    right = _draw_color_scale(picture, scene, scale, width - 18.0, middle, small)
     groups = [(group.color, group.legend(), True) for group in scene.boxes]
     groups += [(mark.color, mark.legend(), False) for mark in scene.marks]
     for color, text, hollow in reversed(groups):
@@ -141,11 +147,19 @@ def _draw_swatch(
 
 
 def _draw_color_scale(
-    picture: Image.Image, scene: Scene, right: float, middle: int, font: Font
+    picture: Image.Image,
+    scene: Scene,
+    scale: tuple[str, float, float] | None,
+    right: float,
+    middle: int,
+    font: Font,
 ) -> float:
     """Draws what the colours mean, ending at ``right``; returns where it begins."""
     draw = ImageDraw.Draw(picture)
-    if scene.voxels is not None:
+    if scale is not None:
+        name, low, high = scale
+        ends, backward = [f"{name} {low:.2g}", f"{high:.2g}"], False
+    elif scene.voxels is not None:
         low, high = scene.voxels.limits()
         ends, backward = [f"points per voxel {low:g}", f"{high:g}"], False
     elif not len(scene.points):

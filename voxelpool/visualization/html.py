@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +43,19 @@ _IMAGE_WIDTH = 900
 _IMAGE_QUALITY = 80
 _AXES = (((1, 0, 0), (0.9, 0.3, 0.3)), ((0, 1, 0), (0.3, 0.8, 0.3)), ((0, 0, 1), (0.35, 0.5, 1)))
 
+# Eye, target and the way up. From straight above the way up is no way to turn around.
+VIEWS = {
+    "bev": [19.9, 0.0, 75.0, 20.0, 0.0, 0.0, 0.0, 0.0, 1.0],
+    **{name: [*eye, *target, 0.0, 0.0, 1.0] for name, (eye, target) in EYES.items()},
+}
 
-def render_html(scenes: Scene | Sequence[Scene], path: str | os.PathLike[str]) -> None:
+
+def render_html(
+    scenes: Scene | Sequence[Scene],
+    path: str | os.PathLike[str],
+    *,
+    view: Literal["bev", "driver", "oblique"] = "oblique",
+) -> None:
     """Writes scenes as a page in which they can be turned, one at a time.
 
     The page has a button for everything that is drawn, which is also its legend, a choice of the
@@ -53,17 +64,20 @@ def render_html(scenes: Scene | Sequence[Scene], path: str | os.PathLike[str]) -
     Args:
         scenes: at least one.
         path: the file; written whole or not at all.
+        view: where it is looked from at first.
 
     Raises:
-        DataError: there is no scene.
+        DataError: there is no scene, or the view is unknown.
         VoxelpoolError: k3d is not installed.
         OSError: the file cannot be written.
     """
     scenes = [scenes] if isinstance(scenes, Scene) else list(scenes)
     if not scenes:
         raise DataError("a page needs at least one scene")
+    if view not in VIEWS:
+        raise DataError(f"unknown {view!r}; known: {', '.join(VIEWS)}")
     try:
-        page = _Page(scenes)
+        page = _Page(scenes, view)
     except ImportError as error:
         raise VoxelpoolError(
             f"HTML needs k3d ({error}); pip install 'voxelpool[html]' brings it"
@@ -76,11 +90,10 @@ def render_html(scenes: Scene | Sequence[Scene], path: str | os.PathLike[str]) -
 class _Page:
     """The objects that K3D draws, and what the controls know of them."""
 
-    def __init__(self, scenes: Sequence[Scene]) -> None:
+    def __init__(self, scenes: Sequence[Scene], view: str) -> None:
         import k3d
 
         self._k3d = k3d
-        eye, target = EYES["oblique"]
         self._plot = k3d.plot(
             antialias=1,
             logarithmic_depth_buffer=False,
@@ -94,7 +107,7 @@ class _Page:
             camera_mode="orbit",
             camera_up_axis="z",
             axes_helper=0.0,
-            camera=[*eye, *target, 0, 0, 1],
+            camera=VIEWS[view],
         )
         self._count = 0
         self._ground = self._add_ground(max(map(_reach, scenes)))
@@ -103,14 +116,12 @@ class _Page:
 
     def text(self) -> str:
         """The page."""
-        views = {name: [*eye, *target, 0, 0, 1] for name, (eye, target) in EYES.items()}
-        views["bev"] = [20.0, 0, 75, 20.01, 0, 0, 0, 0, 1]
         page = {
             "frames": self._frames,
             "ground": self._ground,
             "ring_texts": self._ring_texts,
             "color": self._color,
-            "views": views,
+            "views": VIEWS,
             "colormap": _packed_rows(colormap(np.linspace(0, 1, 256))),
         }
         data = json.dumps(page, separators=(",", ":")).replace("<", "\\u003c")

@@ -20,10 +20,11 @@ from voxelpool.structures import Boxes3D, VoxelGrid, Voxels
 ColorBy = Literal["height", "reflectance", "range", "distance", "class"]
 VoxelShape = Literal["cubes", "points"]
 
-LABELLED = (0.2, 0.8, 0.3)
-FOUND = (1.0, 0.45, 0.1)
-MISSED = (1.0, 0.9, 0.2)
-FALSE = (1.0, 0.3, 0.85)
+LABELLED, FOUND = (0.2, 0.8, 0.3), (1.0, 0.45, 0.1)
+"""The colours of boxes that a label file names, and of those that a detector found."""
+
+MISSED, FALSE = (1.0, 0.9, 0.2), (1.0, 0.3, 0.85)
+"""The colours of labelled boxes that were not found, and of found ones that are not labelled."""
 
 DIFFICULTIES = ("easy", "moderate", "hard")
 
