@@ -56,6 +56,7 @@ class Lesson(str, Enum):
     scores = "scores"
 
 
+WORDS = {"window": "a window", "png": "a picture", "html": "a page"}
 MAPS = (Lesson.histogram, Lesson.features, Lesson.scores)
 
 
@@ -180,6 +181,9 @@ def main(
         shown = [scenes.winner_scene(scene, voxelization, channel or "z") for scene in shown]
     elif voxels is not VoxelsAs.none:
         shown = [scenes.with_voxels(scene, voxelization, voxels.value) for scene in shown]
+    if not (window or png or page or out or teach in MAPS):
+        why = "there is a display" if how == "window" else "there is no display for a window"
+        _cli.console.print(f"{WORDS[how]}, since {why} (--window, --png and --html choose)")
     if how == "window":
         show(shown, say=_cli.console.print)
         return
@@ -201,7 +205,7 @@ def main(
         scenes.render_map(shown[0], teach.value, outs[0], voxelization, *network, channel)
     elif how == "html":
         render_html(shown, outs[0], view=seen.value)
-    elif len(outs) > 1:
+    elif len(outs) == len(shown):
         for scene, path in zip(shown, outs, strict=True):
             render_scene(scene, path, view=seen.value)
     else:
@@ -213,7 +217,7 @@ def main(
 def chosen_output(
     window: bool, png: bool, page: bool, out: Path | None, teach: Lesson | None
 ) -> Literal["window", "png", "html"]:
-    """What is asked for, else what the machine can do; then it says which."""
+    """What is asked for, else what the machine can do."""
     if window + png + page > 1:
         raise ConfigError("--window, --png and --html: give one of them")
     if teach in MAPS and (window or page):
@@ -224,11 +228,7 @@ def chosen_output(
         return "html"
     if png or out is not None or teach in MAPS:
         return "png"
-    if has_display():
-        _cli.console.print("a window, since there is a display (--png and --html write files)")
-        return "window"
-    _cli.console.print("a PNG, since there is no display for a window (--html writes a page)")
-    return "png"
+    return "window" if has_display() else "png"
 
 
 def trained(

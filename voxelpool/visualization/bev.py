@@ -25,6 +25,7 @@ from voxelpool.visualization.canvas import (
     splat,
     thick_line,
     to_rgb,
+    write_beside,
 )
 from voxelpool.visualization.scene import Scene
 
@@ -280,13 +281,5 @@ def _text_beside(
         ((middle[0], low[1] - 7), "mb"),
         ((middle[0], high[1] + 7), "mt"),
     ]
-    for spot, anchor in choices:
-        left, top, right, bottom = draw.textbbox(spot, text, font=font, anchor=anchor)
-        free = all(
-            right < other[0] or left > other[2] or bottom < other[1] or top > other[3]
-            for other in taken
-        )
-        if free and left >= 0 and right <= size[0] and top >= HEADER and bottom <= size[1]:
-            taken.append((left, top, right, bottom))
-            draw_text(draw, spot, text, font, color, anchor)
-            return
+    room = (0, HEADER, size[0], size[1])
+    write_beside(draw, choices, text, font, color, taken, room)

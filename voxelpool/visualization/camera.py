@@ -9,7 +9,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from voxelpool.errors import DataError
-from voxelpool.visualization.canvas import clip_segment, draw_text, save_png, thick_line, to_rgb
+from voxelpool.visualization.canvas import (
+    above_and_below,
+    clip_segment,
+    save_png,
+    thick_line,
+    to_rgb,
+    write_beside,
+)
 from voxelpool.visualization.scene import CameraImage, Scene
 
 Float = NDArray[np.float64]
@@ -86,19 +93,17 @@ def _draw_boxes(
     scale: float,
     size: tuple[int, int],
 ) -> None:
-    font = ImageFont.load_default(14)
     for group in scene.boxes:
-        color = to_rgb(group.color)
         for start, end in camera.view(group.segments()):
             clipped = clip_segment(start, end, _NEAR)
             if clipped is not None:
                 first, last = clipped[:, :2] / clipped[:, 2:] * scale
                 # What lies far outside is nothing to hand to the drawing library.
                 if max(np.abs(first).max(), np.abs(last).max()) < 20 * max(size):
-                    thick_line(draw, first, last, color, 2)
+                    thick_line(draw, first, last, to_rgb(group.color), 2)
+    font, taken = ImageFont.load_default(14), list[tuple[float, float, float, float]]()
+    for group in scene.boxes:
         for text, corners in zip(group.texts(), camera.view(group.corners()), strict=True):
             if text and (corners[:, 2] > _NEAR).all():
-                spots = corners[:, :2] / corners[:, 2:] * scale
-                top = (float(spots[:, 0].mean()), float(spots[:, 1].min()) - 3)
-                if 0 <= top[0] < size[0] and 0 <= top[1] < size[1]:
-                    draw_text(draw, top, text, font, color, "mb")
+                choices = above_and_below(corners[:, :2] / corners[:, 2:] * scale)
+                write_beside(draw, choices, text, font, to_rgb(group.color), taken, (0, 0, *size))

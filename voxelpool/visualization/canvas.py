@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,8 +64,8 @@ def splat(
 
 
 def line_widths(scene: Scene) -> list[int]:
-    """Line widths in pixels: earlier groups are wider, so that later ones leave them visible."""
-    return [3 + 3 * min(later, 2) for later in reversed(range(len(scene.boxes)))]
+    """Line widths in pixels: the last group's are narrower, so that earlier ones stay visible."""
+    return [5] * (len(scene.boxes) - 1) + [3] * min(len(scene.boxes), 1)
 
 
 def thick_line(
@@ -102,6 +103,39 @@ def draw_text(
     draw.text(
         at, text, fill=color, font=font, anchor=anchor, stroke_width=3, stroke_fill=BACKGROUND
     )
+
+
+def write_beside(
+    draw: ImageDraw.ImageDraw,
+    choices: Sequence[tuple[tuple[float, float], str]],
+    text: str,
+    font: Font,
+    color: tuple[int, int, int],
+    taken: list[tuple[float, float, float, float]],
+    room: tuple[float, float, float, float],
+) -> None:
+    """Writes at the first spot, with its anchor, where nothing in ``taken`` is; nowhere else.
+
+    ``room`` is what the text must lie in: left, top, right, bottom. Where it was written is added
+    to ``taken``.
+    """
+    for spot, anchor in choices:
+        left, top, right, bottom = draw.textbbox(spot, text, font=font, anchor=anchor)
+        free = all(
+            right < other[0] or left > other[2] or bottom < other[1] or top > other[3]
+            for other in taken
+        )
+        if free and left >= room[0] and top >= room[1] and right <= room[2] and bottom <= room[3]:
+            taken.append((left, top, right, bottom))
+            draw_text(draw, spot, text, font, color, anchor)
+            return
+
+
+def above_and_below(outline: Float) -> list[tuple[tuple[float, float], str]]:
+    """Spots and anchors for a text above or below what spans (k, 2) column, row."""
+    low, high = outline.min(axis=0), outline.max(axis=0)
+    middle = float(low[0] + high[0]) / 2
+    return [((middle, float(low[1]) - 5), "mb"), ((middle, float(high[1]) + 5), "mt")]
 
 
 def draw_frame(

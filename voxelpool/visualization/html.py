@@ -25,14 +25,18 @@ from voxelpool.visualization.camera import draw_camera
 from voxelpool.visualization.canvas import BACKGROUND, RING, to_rgb
 from voxelpool.visualization.perspective import EYES
 from voxelpool.visualization.scene import (
+    GROUND,
     BoxGroup,
     ColorBy,
     PointGroup,
     Scene,
     VoxelGroup,
+    axis_segments,
     class_color,
     colormap,
     cube_mesh,
+    ring_radii,
+    ring_segments,
 )
 
 _POINT_METRES = 0.05
@@ -41,7 +45,6 @@ _STEP = 1 / 128  # metres that coordinates are rounded to: zeros at their ends, 
 _COMPRESSION = 6
 _IMAGE_WIDTH = 900
 _IMAGE_QUALITY = 80
-_AXES = (((1, 0, 0), (0.9, 0.3, 0.3)), ((0, 1, 0), (0.3, 0.8, 0.3)), ((0, 0, 1), (0.35, 0.5, 1)))
 
 # Eye, target and the way up. From straight above the way up is no way to turn around.
 VIEWS = {
@@ -110,7 +113,7 @@ class _Page:
             camera=VIEWS[view],
         )
         self._count = 0
-        self._ground = self._add_ground(max(map(_reach, scenes)))
+        self._ground = self._add_ground(max(scene.reach() for scene in scenes))
         self._frames = [self._add_frame(scene, row == 0) for row, scene in enumerate(scenes)]
         self._color = scenes[0].color
 
@@ -151,24 +154,18 @@ class _Page:
 
     def _add_ground(self, reach: float) -> list[int]:
         """Rings at every ten metres with their distances, the sensor and its axes."""
-        turn = np.linspace(0, 2 * np.pi, 181)
-        ring = np.stack([np.cos(turn), np.sin(turn), np.zeros_like(turn)], axis=1)
-        height = np.array([0, 0, -1.73])
-        step = 10 if reach <= 120 else 50
-        radii = np.arange(step, min(reach, 20 * step) + step, step)
-        segments = [np.stack([ring[:-1], ring[1:]], axis=1) * radius + height for radius in radii]
-        ids = [self._add_lines(np.concatenate(segments), _packed(RING), 0.05, shader="simple")]
+        segments = ring_segments(reach)
+        ids = [self._add_lines(segments, _packed(RING), 0.05, shader="simple")]
         self._ring_texts = [
             {
                 "text": f"{radius:g} m",
-                "at": [float(value) for value in radius * np.array([0.83, -0.56, 0]) + height],
+                "at": [float(value) for value in (0.83 * radius, -0.56 * radius, GROUND)],
                 "color": "#969eae",
                 "key": "ground",
             }
-            for radius in radii
+            for radius in ring_radii(reach)
         ]
-        for axis, color in _AXES:
-            segment = np.array([[[0, 0, 0], axis]], np.float64) * 2
+        for segment, color in axis_segments():
             ids.append(self._add_lines(segment, _packed(to_rgb(color)), 0.08))
         ids.append(
             self._add(
@@ -303,13 +300,6 @@ def _image(scene: Scene) -> str:
     picture: Image.Image = draw_camera(scene, width=_IMAGE_WIDTH)
     picture.save(file, format="JPEG", quality=_IMAGE_QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def _reach(scene: Scene) -> float:
-    """Metres from the sensor to nearly all points."""
-    if not len(scene.points):
-        return 50.0
-    return float(np.percentile(np.linalg.norm(scene.points[:, :2], axis=1), 99.5))
 
 
 def _rounded(xyz: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -13,13 +13,15 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from voxelpool.errors import DataError
 from voxelpool.visualization.canvas import (
     BACKGROUND,
     FINE,
     HEADER,
+    RING,
+    above_and_below,
     check_size,
     clip_segment,
     draw_frame,
@@ -28,8 +30,16 @@ from voxelpool.visualization.canvas import (
     splat,
     thick_line,
     to_rgb,
+    write_beside,
 )
-from voxelpool.visualization.scene import CUBE_FACES, Scene, VoxelGroup, cube_mesh
+from voxelpool.visualization.scene import (
+    CUBE_FACES,
+    Scene,
+    VoxelGroup,
+    axis_segments,
+    cube_mesh,
+    ring_segments,
+)
 
 View = Literal["oblique", "driver"]
 Renderer = Literal["auto", "open3d", "projection"]
@@ -126,7 +136,9 @@ def draw_3d(
     eye, target = EYES[view]
     camera = Camera(eye, target, 50.0, (size[0], size[1] - HEADER))
     picture = Image.new("RGB", size, BACKGROUND)
-    picture.paste(_draw(scene, camera, renderer), (0, HEADER))
+    drawn = _draw(scene, camera, renderer)
+    _write(drawn, scene, camera)
+    picture.paste(drawn, (0, HEADER))
     draw_frame(picture, scene)
     return picture
 
@@ -159,20 +171,54 @@ def project(scene: Scene, camera: Camera) -> Image.Image:
     seen, colors, metres = seen[order], colors[order], metres[order]
     diameters = np.clip(camera.focal_length * metres / seen[:, 2], 1.0, 57 * metres) * FINE
     spots = camera.pixels(seen) * FINE
-    voxels = scene.voxels
+    voxels, ground = scene.voxels, _rings(scene, camera)
     if voxels is not None and voxels.shape == "cubes":
-        canvas = _paint(voxels, camera, seen[:, 2], spots, colors, diameters)
+        canvas = _paint(voxels, camera, ground, seen[:, 2], spots, colors, diameters)
     else:
-        canvas = Image.fromarray(splat(spots, colors, diameters, camera.size))
+        canvas = Image.fromarray(splat(spots, colors, diameters, camera.size, ground))
     draw = ImageDraw.Draw(canvas)
-    for group, width in zip(scene.boxes, line_widths(scene), strict=True):
-        color = to_rgb(group.color)
-        for start, end in camera.view(group.segments()):
+    for segments, tint, width in _lines(scene):
+        for start, end in camera.view(segments):
             clipped = clip_segment(start, end, _NEAR)
             if clipped is not None:
                 first, last = camera.pixels(clipped) * FINE
-                thick_line(draw, first, last, color, width * FINE * _THINNER)
+                thick_line(draw, first, last, to_rgb(tint), width * FINE)
     return canvas.reduce(FINE)
+
+
+def _rings(scene: Scene, camera: Camera) -> NDArray[np.uint8]:
+    """The fine picture of the rings alone."""
+    canvas = Image.new("RGB", (camera.size[0] * FINE, camera.size[1] * FINE), BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    for start, end in camera.view(ring_segments(scene.reach())):
+        clipped = clip_segment(start, end, _NEAR)
+        if clipped is not None:
+            first, last = camera.pixels(clipped) * FINE
+            draw.line([tuple(first), tuple(last)], fill=RING, width=FINE)
+    return np.array(canvas)
+
+
+def _lines(scene: Scene) -> list[tuple[Float, tuple[float, float, float], float]]:
+    """(n, 2, 3) segments, their colour and width in pixels: axes, then the groups of boxes."""
+    widths = line_widths(scene)
+    lines = [(segments, color, 2.0) for segments, color in axis_segments()]
+    return lines + [
+        (group.segments(), group.color, width * _THINNER)
+        for group, width in zip(scene.boxes, widths, strict=True)
+    ]
+
+
+def _write(picture: Image.Image, scene: Scene, camera: Camera) -> None:
+    """Writes what is known of each box above or below it, nearer ones first."""
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(15)
+    taken: list[tuple[float, float, float, float]] = []
+    room = (0, 0, picture.width, picture.height)
+    for group in scene.boxes:
+        seen, texts = camera.view(group.corners()), group.texts()
+        for row in np.argsort(seen[..., 2].mean(axis=1), kind="stable").tolist():
+            if texts[row] and (seen[row, :, 2] > _NEAR).all():
+                choices = above_and_below(camera.pixels(seen[row]))
+                write_beside(draw, choices, texts[row], font, to_rgb(group.color), taken, room)
 
 
 def _dots(scene: Scene) -> tuple[Float, NDArray[np.uint8], Float]:
@@ -195,12 +241,13 @@ def _dots(scene: Scene) -> tuple[Float, NDArray[np.uint8], Float]:
 def _paint(
     voxels: VoxelGroup,
     camera: Camera,
+    ground: NDArray[np.uint8],
     depths: Float,
     spots: Float,
     colors: NDArray[np.uint8],
     diameters: Float,
 ) -> Image.Image:
-    """The fine picture of cubes and of dots at (n, 2) spots, from the farthest to the nearest."""
+    """The ground with cubes and dots at (n, 2) spots over it, from the farthest to the nearest."""
     lows, eye = voxels.lows(), np.array(camera.eye)
     outlines, tints, distances = [np.zeros((0, 4, 2))], [np.zeros((0, 3), np.uint8)], [depths]
     for corners, normal, shade in CUBE_FACES:
@@ -213,7 +260,7 @@ def _paint(
     faces = np.concatenate(outlines)
     reach = np.array(camera.size) * FINE
     visible = ((faces.max(axis=1) > 0) & (faces.min(axis=1) < reach)).all(axis=1)
-    canvas = Image.new("RGB", (camera.size[0] * FINE, camera.size[1] * FINE), BACKGROUND)
+    canvas = Image.fromarray(ground)
     draw = ImageDraw.Draw(canvas)
     face_colors = np.concatenate(tints).tolist()
     halves = (diameters - 1) / 2
@@ -232,6 +279,8 @@ def _render_with_open3d(scene: Scene, camera: Camera) -> Image.Image:
     """Runs the renderer in a process of its own: without a working driver it ends the process."""
     xyz, colors, metres = _dots(scene)
     corners, triangles, tints = cube_mesh(scene.voxels)
+    rings = (ring_segments(scene.reach()), (RING[0] / 255, RING[1] / 255, RING[2] / 255), 1.0)
+    lines = [rings, *_lines(scene)]
     with tempfile.TemporaryDirectory() as folder:
         job, target = Path(folder) / "job.npz", Path(folder) / "picture.png"
         np.savez(
@@ -247,9 +296,9 @@ def _render_with_open3d(scene: Scene, camera: Camera) -> Image.Image:
             vertical_fov=camera.vertical_fov,
             size=camera.size,
             background=np.array(BACKGROUND) / 255,
-            line_colors=np.array([group.color for group in scene.boxes]).reshape(-1, 3),
-            widths=np.array(line_widths(scene)) * _THINNER,
-            **{f"lines_{row}": group.segments() for row, group in enumerate(scene.boxes)},
+            line_colors=np.array([color for _, color, _ in lines]),
+            widths=np.array([width for _, _, width in lines]),
+            **{f"lines_{row}": segments for row, (segments, _, _) in enumerate(lines)},
         )
         environment = dict(os.environ)
         if not (environment.get("DISPLAY") or environment.get("WAYLAND_DISPLAY")):

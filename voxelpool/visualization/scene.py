@@ -28,6 +28,8 @@ MISSED, FALSE = (1.0, 0.9, 0.2), (1.0, 0.3, 0.85)
 
 DIFFICULTIES = ("easy", "moderate", "hard")
 
+GROUND = -1.73  # metres; KITTI's sensor stands so high
+
 _FARTHEST_SHOWN = 20.0  # metres to the nearest box at which the colours end
 _NO_CLASS = (74, 82, 100)
 _CLASS_COLORS = {
@@ -362,6 +364,14 @@ class Scene:
             known += ["class"] if self.classes() else []
         return known
 
+    def reach(self) -> float:
+        """Metres along the ground from the sensor to nearly all points and voxels."""
+        parts = [self.points[:, :2], *(mark.points[:, :2] for mark in self.marks)]
+        if self.voxels is not None:
+            parts.append(self.voxels.middles()[:, :2])
+        spots = np.concatenate(parts)
+        return float(np.percentile(np.linalg.norm(spots, axis=1), 99.5)) if len(spots) else 50.0
+
     def classes(self) -> list[str]:
         """The classes that boxes of the scene have, in the order of their appearance."""
         names = [name for group in self.boxes for name in group.names or ()]
@@ -422,6 +432,29 @@ class Scene:
             hit = inside.any(axis=1) & (found < 0)
             found[hit] = ids[inside[hit].argmax(axis=1)]
         return found
+
+
+def ring_segments(reach: float) -> NDArray[np.float64]:
+    """(n, 2, 3) segments of rings on the ground at every ten metres up to ``reach``, and one on."""
+    turn = np.linspace(0, 2 * np.pi, 121)
+    ring = np.stack([np.cos(turn), np.sin(turn), np.zeros_like(turn)], axis=1)
+    rings = [ring * radius + [0, 0, GROUND] for radius in ring_radii(reach)]
+    return np.concatenate([np.stack([one[:-1], one[1:]], axis=1) for one in rings])
+
+
+def ring_radii(reach: float) -> NDArray[np.float64]:
+    """Metres: every ten, or every fifty where there is much to see, up to ``reach`` and one on."""
+    step = 10.0 if reach <= 120 else 50.0
+    return np.arange(step, min(reach, 20 * step) + step, step)
+
+
+def axis_segments() -> list[tuple[NDArray[np.float64], tuple[float, float, float]]]:
+    """The sensor's axes x, y, z, two metres long, (1, 2, 3), and their colours."""
+    colors = ((0.9, 0.3, 0.3), (0.3, 0.8, 0.3), (0.35, 0.5, 1.0))
+    return [
+        (np.stack([np.zeros(3), axis])[None] * 2.0, color)
+        for axis, color in zip(np.eye(3), colors, strict=True)
+    ]
 
 
 def cube_mesh(

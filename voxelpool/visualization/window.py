@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from voxelpool.errors import DataError, VoxelpoolError
 from voxelpool.visualization.canvas import BACKGROUND, RING
-from voxelpool.visualization.scene import Scene, cube_mesh
+from voxelpool.visualization.scene import Scene, axis_segments, cube_mesh, ring_segments
 
 KEYS = {
     "N": "next frame (also right arrow)",
@@ -26,7 +26,6 @@ KEYS = {
     "Q": "close (also Esc)",
 }
 _RIGHT, _LEFT = 262, 263  # GLFW's numbers
-_AXES = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
 
 
 def has_display() -> bool:
@@ -115,8 +114,8 @@ class Shown:
         import open3d as o3d
 
         scene = self.scene
-        shapes: list[Any] = [_lines(_ground(), np.array(RING) / 255)]
-        shapes += [_lines(np.array([[[0, 0, 0], axis]]) * 2.0, axis) for axis in _AXES]
+        shapes: list[Any] = [_lines(ring_segments(scene.reach()), np.array(RING) / 255)]
+        shapes += [_lines(segments, color) for segments, color in axis_segments()]
         dots = []
         if "points" not in self.hidden:
             dots.append((scene.points[:, :3], scene.colors() / 255))
@@ -187,11 +186,3 @@ def _lines(segments: NDArray[np.float64], color: Any) -> Any:
     )
     lines.paint_uniform_color(np.asarray(color, np.float64))
     return lines
-
-
-def _ground() -> NDArray[np.float64]:
-    """(n, 2, 3) segments of rings at every ten metres."""
-    turn = np.linspace(0, 2 * np.pi, 121)
-    ring = np.stack([np.cos(turn), np.sin(turn), np.zeros_like(turn)], axis=1)
-    rings = [ring * [radius, radius, 0] + [0, 0, -1.73] for radius in range(10, 81, 10)]
-    return np.concatenate([np.stack([one[:-1], one[1:]], axis=1) for one in rings])
