@@ -11,7 +11,7 @@ from PIL import Image
 
 from voxelpool.config import Config, FlipConfig, save_config
 from voxelpool.models import build_detector
-from voxelpool.models.import_weights import write_checkpoint
+from voxelpool.models.checkpoint import write_checkpoint
 from voxelpool.visualization import FALSE, FOUND, LABELLED, MISSED
 from voxelpool.visualization.lessons import KEPT, WON
 from voxelpool.visualization.scene import colormap

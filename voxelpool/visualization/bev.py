@@ -138,8 +138,9 @@ class BevPlan:
 def _bounds(scene: Scene) -> tuple[Float, Float]:
     """Lowest and highest x, y of what is worth seeing, sensor included."""
     parts = [np.zeros((1, 2))]
-    if len(scene.points):
-        parts.append(np.percentile(scene.points[:, :2], [0.5, 99.5], axis=0))
+    spread = scene.spread()
+    if len(spread):
+        parts.append(np.percentile(spread, [0.5, 99.5], axis=0))
     parts += [group.corners()[..., :2].reshape(-1, 2) for group in scene.boxes]
     spots = np.concatenate(parts)
     low, high = spots.min(axis=0) - _SKIRT, spots.max(axis=0) + _SKIRT

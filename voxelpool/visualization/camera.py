@@ -73,7 +73,7 @@ def _draw_points(
     layers = [(seen, colors, 1)]
     for mark in scene.marks:
         color = np.array(to_rgb(mark.color), np.uint8)
-        layers.append((camera.view(mark.points), np.tile(color, (len(mark), 1)), 2))
+        layers.append((camera.view(mark.points), np.tile(color, (len(mark), 1)), 1))
     height, width = camera.pixels.shape[:2]
     for places, tints, size in layers:
         ahead = places[:, 2] > _NEAR

@@ -152,9 +152,13 @@ def draw_frame(
     draw.line((0, HEADER - 1, width - 1, HEADER - 1), fill=RING)
     middle = HEADER // 2 - 1
     font, small = ImageFont.load_default(22), ImageFont.load_default(15)
-    right = _draw_color_scale(picture, scene, scale, width - 18.0, middle, small)
     groups = [(group.color, group.legend(), True) for group in scene.boxes]
-    groups += [(mark.color, mark.legend(), False) for mark in scene.marks]
+    groups += [(mark.color, mark.legend(), False) for mark in scene.marks if len(mark)]
+    taken = sum(draw.textlength(text, font=small) + 50 for _, text, _ in groups)
+    right = width - 18.0
+    # What the colours mean gives way to the title.
+    if taken + 330 + min(draw.textlength(scene.title, font=font), width / 3) < width:
+        right = _draw_color_scale(picture, scene, scale, right, middle, small)
     for color, text, hollow in reversed(groups):
         right = _draw_swatch(draw, to_rgb(color), text, hollow, right, middle, small)
     title = scene.title

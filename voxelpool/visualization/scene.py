@@ -364,12 +364,16 @@ class Scene:
             known += ["class"] if self.classes() else []
         return known
 
-    def reach(self) -> float:
-        """Metres along the ground from the sensor to nearly all points and voxels."""
+    def spread(self) -> NDArray[np.float64]:
+        """(n, 2) x, y of all points, marked ones too, and of all voxels."""
         parts = [self.points[:, :2], *(mark.points[:, :2] for mark in self.marks)]
         if self.voxels is not None:
             parts.append(self.voxels.middles()[:, :2])
-        spots = np.concatenate(parts)
+        return np.concatenate(parts)
+
+    def reach(self) -> float:
+        """Metres along the ground from the sensor to nearly all that there is."""
+        spots = self.spread()
         return float(np.percentile(np.linalg.norm(spots, axis=1), 99.5)) if len(spots) else 50.0
 
     def classes(self) -> list[str]:
