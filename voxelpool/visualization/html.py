@@ -25,6 +25,7 @@ from voxelpool.visualization.camera import draw_camera
 from voxelpool.visualization.canvas import BACKGROUND, RING, to_rgb
 from voxelpool.visualization.perspective import EYES
 from voxelpool.visualization.scene import (
+    CUBE_FACES,
     GROUND,
     BoxGroup,
     ColorBy,
@@ -34,7 +35,6 @@ from voxelpool.visualization.scene import (
     axis_segments,
     class_color,
     colormap,
-    cube_mesh,
     ring_radii,
     ring_segments,
 )
@@ -239,11 +239,12 @@ class _Page:
                 visible=shown,
             )
         else:
-            corners, triangles, colors = cube_mesh(voxels)
+            corners, triangles = _cubes(voxels)
             drawable = self._k3d.mesh(
-                corners.astype(np.float32),
-                triangles.astype(np.uint32),
-                colors=_packed_array(colors),
+                corners,
+                triangles,
+                colors=np.repeat(_packed_array(voxels.colors()), 8),
+                flat_shading=True,
                 visible=shown,
             )
         return self._add(drawable)
@@ -252,6 +253,16 @@ class _Page:
         color = _packed(to_rgb(group.color))
         segments = group.segments() if len(group) else np.zeros((1, 2, 3))
         return self._add_lines(segments, color, _LINE_METRES, visible=shown)
+
+
+def _cubes(voxels: VoxelGroup) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
+    """Corners (8 K, 3) and triangles (12 K, 3); K3D tells faces apart by its light."""
+    unit = np.array([[corner >> axis & 1 for axis in range(3)] for corner in range(8)])
+    corners = voxels.lows()[:, None] + unit * voxels.size
+    squares = np.array([face for face, _, _ in CUBE_FACES]) @ [1, 2, 4]
+    triangles = squares[:, [[0, 1, 2], [0, 2, 3]]].reshape(1, 12, 3)
+    rows = np.arange(len(voxels))[:, None, None] * 8 + triangles
+    return corners.reshape(-1, 3).astype(np.float32), rows.reshape(-1, 3).astype(np.uint32)
 
 
 def _texts(group: BoxGroup, key: str) -> list[dict[str, Any]]:

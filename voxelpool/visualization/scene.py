@@ -449,7 +449,7 @@ def ring_segments(reach: float) -> NDArray[np.float64]:
 def ring_radii(reach: float) -> NDArray[np.float64]:
     """Metres: every ten, or every fifty where there is much to see, up to ``reach`` and one on."""
     step = 10.0 if reach <= 120 else 50.0
-    return np.arange(step, min(reach, 20 * step) + step, step)
+    return np.arange(step, np.clip(reach, 1, 20 * step) + step, step)
 
 
 def axis_segments() -> list[tuple[NDArray[np.float64], tuple[float, float, float]]]:
