@@ -121,7 +121,7 @@ def test_lessons(
     save_config(tiny_config, config)
     more: tuple[object, ...] = ("--config", config)
     if lesson in ("features", "scores"):
-        write_checkpoint(build_detector(tiny_config), checkpoint)
+        write_checkpoint(checkpoint, tiny_config, build_detector(tiny_config).state_dict())
         more += ("--checkpoint", checkpoint)
     frame = ("--root", tiny_kitti, "--frame", "000001", "--teach", lesson)
     out = tmp_path / "a.png"

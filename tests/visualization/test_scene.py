@@ -81,6 +81,12 @@ def test_what_points_can_be_coloured_by() -> None:
     assert Scene(np.zeros((2, 3)), [named]).colorings()[-1] == "class"
 
 
+def test_colours_that_need_boxes_where_there_are_none() -> None:
+    dark = colormap(np.zeros(1))[0]
+    assert (Scene(np.zeros((2, 3)), color="distance").colors() == dark).all()
+    assert len(np.unique(Scene(np.zeros((2, 3)), color="class").colors(), axis=0)) == 1
+
+
 def test_voxels_are_where_the_grid_has_them() -> None:
     rng = np.random.default_rng(0)
     points = rng.uniform([0, -20, -3], [40, 20, 1], (400, 3)).astype(np.float32)

@@ -64,8 +64,14 @@ def splat(
 
 
 def line_widths(scene: Scene) -> list[int]:
-    """Line widths in pixels: the last group's are narrower, so that earlier ones stay visible."""
-    return [5] * (len(scene.boxes) - 1) + [3] * min(len(scene.boxes), 1)
+    """Line widths in pixels: what has no scores is wider, so that what was found leaves it visible.
+
+    The last group is narrow in any case.
+    """
+    last = len(scene.boxes) - 1
+    return [
+        6 if group.scores is None and row < last else 3 for row, group in enumerate(scene.boxes)
+    ]
 
 
 def thick_line(

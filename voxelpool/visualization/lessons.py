@@ -209,7 +209,7 @@ class HeatMap:
     limits: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        values = np.array(torch.as_tensor(self.values).detach().cpu(), np.float64)
+        values = torch.as_tensor(self.values).detach().cpu().double().numpy()
         x0, y0, x1, y1 = self.range
         if values.ndim != 2 or not values.size or x1 <= x0 or y1 <= y0:
             raise DataError(f"heat map: expected (H, W) over a range, got {values.shape}")

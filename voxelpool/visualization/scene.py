@@ -399,9 +399,11 @@ class Scene:
 
     def limits(self) -> tuple[float, float]:
         """The values of the first and the last colour; a few outliers do not move them."""
-        values = self.values()
         if self.color == "class":
             return 0.0, max(len(self.classes()) - 1.0, 1.0)
+        if self.color == "distance" and not any(map(len, self.boxes)):
+            return 0.0, _FARTHEST_SHOWN
+        values = self.values()
         if not len(values):
             return 0.0, 1.0
         low, high = np.percentile(values, [1, 99])
