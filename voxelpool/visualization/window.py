@@ -63,7 +63,7 @@ def show(scenes: Scene | Sequence[Scene], *, say: Callable[[str], None] | None =
     view.set_front([-1.0, 0.0, 0.6])
     view.set_lookat([15.0, 0.0, 0.0])
     view.set_up([0.0, 0.0, 1.0])
-    view.set_zoom(0.15)
+    view.set_zoom(0.2)
     window.run()
     window.destroy_window()
 
