@@ -270,7 +270,13 @@ def _texts(group: BoxGroup, key: str) -> list[dict[str, Any]]:
     spots = group.boxes[:, :3].copy()
     spots[:, 2] += group.boxes[:, 5] / 2 + 0.2
     return [
-        {"text": text, "at": spot, "color": _css(group.color), "key": key}
+        {
+            "text": text,
+            "at": spot,
+            "color": _css(group.color),
+            "key": key,
+            "raised": group.scores is not None,  # a line above what is written of the label
+        }
         for text, spot in zip(group.texts(every_name=True), spots.round(3).tolist(), strict=True)
         if text
     ]

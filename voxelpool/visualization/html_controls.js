@@ -42,9 +42,9 @@ function voxelpoolControls(k3d, page) {
           color: #969eae; }
     .vp-scale canvas { height: 10px; width: 110px; }
     #vp-views { right: 10px; top: 10px; display: flex; gap: 6px; }
-    #vp-frames { left: 50%; bottom: 12px; transform: translateX(-50%); display: flex; gap: 8px;
+    #vp-frames { left: 10px; bottom: 10px; display: flex; gap: 8px;
           align-items: center; white-space: nowrap; }
-    #vp-frames input { width: 30vw; }
+    #vp-frames input { width: 22vw; }
     #vp-image { right: 10px; bottom: 10px; padding: 4px; line-height: 0; max-width: 46vw; }
     #vp-image img { max-width: 100%; border-radius: 4px; }
     #vp-help { left: 50%; top: 50%; transform: translate(-50%, -50%); padding: 16px 24px;
@@ -212,7 +212,7 @@ function voxelpoolControls(k3d, page) {
       if (hidden.has(word.key) || (word.key !== 'ground' && hidden.has('texts'))) continue;
       const element = make('span', words, {textContent: word.text});
       element.style.color = word.color;
-      placed.push([element, word.at]);
+      placed.push([element, word.at, word.raised ? '-200%' : '-100%']);
     }
   }
 
@@ -229,11 +229,11 @@ function voxelpoolControls(k3d, page) {
     const now = [...view, ...lens, width, height].join();
     if (now === seenFrom) return;
     seenFrom = now;
-    for (const [element, at] of placed) {
+    for (const [element, at, lift] of placed) {
       const [x, y, , w] = times(lens, times(view, [...at, 1]));
       element.style.display = w > 0.1 ? '' : 'none';
       const column = (x / w + 1) / 2 * width, row = (1 - y / w) / 2 * height;
-      element.style.transform = `translate(${column}px, ${row}px) translate(-50%, -100%)`;
+      element.style.transform = `translate(${column}px, ${row}px) translate(-50%, ${lift})`;
     }
   }
 
