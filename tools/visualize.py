@@ -1,30 +1,23 @@
-"""Draws a sweep with its boxes."""
+"""Draws sweeps with what is known and what was found in them."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import _cli
-import numpy as np
 import typer
 
-from voxelpool.config import load_detector_config
-from voxelpool.datasets.calibration import Calibration
-from voxelpool.datasets.kitti import (
-    DONT_CARE,
-    FramePaths,
-    KittiObjects,
-    find_beside,
-    read_label,
-    read_result,
-)
-from voxelpool.datasets.sweeps import read_lone_sweep
-from voxelpool.errors import ConfigError, DataError
+from voxelpool import scenes
+from voxelpool.config import Config, load_detector_config
+from voxelpool.errors import ConfigError
 from voxelpool.files import refuse_existing
-from voxelpool.visualization import FOUND, LABELLED, BoxGroup, Scene, render_3d, render_bev
-from voxelpool.visualization.window import show
+from voxelpool.models.weights import find_weights
+from voxelpool.visualization import render_html
+from voxelpool.visualization.film import render_scene, render_strip
+from voxelpool.visualization.window import has_display, show
 
 
 class View(str, Enum):
@@ -41,25 +34,100 @@ class Color(str, Enum):
     height = "height"
     reflectance = "reflectance"
     range = "range"
+    distance = "distance"
+    classes = "class"
+
+
+class VoxelsAs(str, Enum):
+    """How voxels are drawn."""
+
+    none = "none"
+    cubes = "cubes"
+    points = "points"
+
+
+class Lesson(str, Enum):
+    """What a picture teaches."""
+
+    kept = "kept"
+    histogram = "histogram"
+    winner = "winner"
+    features = "features"
+    scores = "scores"
+
+
+WORDS = {"window": "a window", "png": "a picture", "html": "a page"}
+MAPS = (Lesson.histogram, Lesson.features, Lesson.scores)
 
 
 def main(
-    sweep: Annotated[Path | None, typer.Argument(metavar="[INPUT.bin]", help="a sweep")] = None,
+    given: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[INPUT]", help="a sweep (.bin), or voxels that tools/voxelize.py wrote (.npz)"
+        ),
+    ] = None,
     root: Annotated[Path | None, typer.Option(help="a data set in KITTI's layout")] = None,
     frame: Annotated[str | None, typer.Option(help="a frame of --root, such as 000008")] = None,
+    frames: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A:B",
+            help="frames A to B - 1 of --root (of those with results, if given), counted from 0; "
+            "or of --simulate",
+        ),
+    ] = None,
+    simulate: Annotated[
+        int | None, typer.Option(metavar="SEED", help="a simulated street, labels included", min=0)
+    ] = None,
     results: Annotated[
-        Path | None, typer.Option(help="folder of KITTI result files, drawn beside the labels")
+        Path | None, typer.Option(help="folder of KITTI result files, held against the labels")
     ] = None,
     min_score: Annotated[float, typer.Option(help="draw results from this score on")] = 0.3,
+    match_iou: Annotated[
+        float, typer.Option(help="overlap from above that makes a result right")
+    ] = 0.5,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="the PNG; by default NAME_VIEW.png here")
+        Path | None,
+        typer.Option("--out", "-o", help="the file; default: NAME_VIEW.png or NAME.html here"),
     ] = None,
-    view: Annotated[View, typer.Option(help="from above, behind or the side")] = View.bev,
+    window: Annotated[
+        bool, typer.Option("--window", help="open a window; h lists its keys")
+    ] = False,
+    png: Annotated[bool, typer.Option("--png", help="write a picture; needs no display")] = False,
+    page: Annotated[
+        bool, typer.Option("--html", help="write a page that any browser opens, without a network")
+    ] = False,
+    view: Annotated[
+        View | None, typer.Option(help="from above, behind or the side; default: bev, page oblique")
+    ] = None,
     color: Annotated[Color, typer.Option(help="what colours of points mean")] = Color.height,
+    voxels: Annotated[VoxelsAs, typer.Option(help="also voxels, by their count")] = VoxelsAs.none,
     crop: Annotated[
         bool, typer.Option("--crop/--no-crop", help="only what the camera sees, if known")
     ] = True,
-    window: Annotated[bool, typer.Option("--window", help="open a window instead")] = False,
+    image: Annotated[
+        bool, typer.Option("--image/--no-image", help="also the camera's image, if there is one")
+    ] = True,
+    teach: Annotated[
+        Lesson | None,
+        typer.Option(
+            help="what voxelization keeps; a histogram of points per voxel; the point that is the "
+            "maximum of its voxel; a detector's features or scores from above"
+        ),
+    ] = None,
+    channel: Annotated[
+        str | None,
+        typer.Option(help="of winner: x, y, z, reflectance; of features: a number"),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="voxels as this configuration makes them")
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="weights of --config, for maps")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|PATH", help="instead of --config and --checkpoint, for maps"),
+    ] = None,
     augmented: Annotated[
         Path | None,
         typer.Option(metavar="CONFIG", help="draw --frame as it is and as CONFIG trains on it"),
@@ -67,106 +135,113 @@ def main(
     epoch: Annotated[int, typer.Option(min=0, help="of the training, with --augmented")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace OUT")] = False,
 ) -> None:
-    """Draws a sweep, its labels and results, to a PNG (no display needed) or in a window.
+    """Draws a sweep, its labels and results in a window, as a PNG or as one HTML page.
 
-    Labels and calibration are found beside the sweep in KITTI's layout.
+    Labels, calibration and image are found beside the sweep in KITTI's layout. Without --window,
+    --png and --html the ending of OUT decides; without OUT too it is a window where there is a
+    display, else a PNG.
 
     Example: python tools/visualize.py --root data/simulated --frame 000600 --view oblique
     -o frame.png
 
+    Example: python tools/visualize.py --root data/simulated --results runs/demo/results
+    --frames 0:8 --html
+
+    Example: python tools/visualize.py --simulate 7 --voxels cubes --teach winner --channel z
+    -o winner.png
+
     Example: python tools/visualize.py --augmented configs/demo.yaml --root data/simulated
     --frame 000000 --epoch 3
     """
+    how = chosen_output(window, png, page, out, teach)
+    settings = None if config is None else load_detector_config(config)
+    voxelization = scenes.Voxelization() if settings is None else scenes.Voxelization.of(settings)
     if augmented is not None:
-        scenes = augmented_scenes(augmented, sweep, root, frame, epoch, color.value)
-        name = scenes[0].title
+        if given is not None or frame is None:
+            raise ConfigError("--augmented draws a frame of the training split: give --frame")
+        shown = scenes.augmented_scenes(augmented, frame, root=root, epoch=epoch, color=color.value)
     else:
-        path = find_sweep(sweep, root, frame)
-        scenes, name = [make_scene(path, results, min_score, color.value, crop)], path.stem
-    if window:
-        for scene in scenes:
-            show(scene)
+        shown = scenes.wanted_scenes(
+            given,
+            root=root,
+            frame=frame,
+            frames=frames,
+            simulate=simulate,
+            results=results,
+            min_score=min_score,
+            match_iou=match_iou,
+            color=color.value,
+            crop=crop,
+        )
+    if not image:
+        shown = [replace(scene, camera=None) for scene in shown]
+    if teach is Lesson.kept:
+        shown = [scenes.kept_scene(scene, voxelization) for scene in shown]
+    elif teach is Lesson.winner:
+        shown = [scenes.winner_scene(scene, voxelization, channel or "z") for scene in shown]
+    elif voxels is not VoxelsAs.none:
+        shown = [scenes.with_voxels(scene, voxelization, voxels.value) for scene in shown]
+    if not (window or png or page or out or teach in MAPS):
+        why = "there is a display" if how == "window" else "there is no display for a window"
+        _cli.console.print(f"{WORDS[how]}, since {why} (--window, --png and --html choose)")
+    if how == "window":
+        show(shown, say=_cli.console.print)
         return
-    out = out or Path(f"{name}_{view.value}.png")
-    outs = [out, out.with_name(f"{out.stem}_augmented{out.suffix}")][: len(scenes)]
+    seen = view or (View.oblique if how == "html" else View.bev)
+    name = shown[0].title.replace(",", "").replace(" ", "_")
+    suffix = (
+        ".html" if how == "html" else f"_{seen.value if teach not in MAPS else teach.value}.png"
+    )
+    outs = [out or Path(f"{name}{suffix}")]
+    if augmented is not None and how == "png":
+        outs.append(outs[0].with_name(f"{outs[0].stem}_augmented{outs[0].suffix}"))
     if not overwrite:
         for path in outs:
             refuse_existing(path)
-    for scene, path in zip(scenes, outs, strict=True):
-        if view is View.bev:
-            render_bev(scene, path)
-        else:
-            render_3d(scene, path, view=view.value)
+    if teach in MAPS:
+        network = (
+            (None, None) if teach is Lesson.histogram else trained(weights, checkpoint, config)
+        )
+        scenes.render_map(shown[0], teach.value, outs[0], voxelization, *network, channel)
+    elif how == "html":
+        render_html(shown, outs[0], view=seen.value)
+    elif len(outs) == len(shown):
+        for scene, path in zip(shown, outs, strict=True):
+            render_scene(scene, path, view=seen.value)
+    else:
+        render_strip(shown, outs[0], view=seen.value)
+    for path in outs:
         _cli.console.print(str(path))
 
 
-def augmented_scenes(
-    config: Path, sweep: Path | None, root: Path | None, frame: str | None, epoch: int, color: str
-) -> list[Scene]:
-    """A training frame as it is, and as a configuration changes it."""
-    from voxelpool.training import SweepData  # takes seconds, which no other picture needs
-
-    if sweep is not None or frame is None:
-        raise ConfigError("--augmented draws a frame of the training split: give --frame")
-    settings = load_detector_config(config, [] if root is None else [f"data.root={root}"])
-    frames = SweepData(settings).augmented_frames
-    ids = frames.frames.frame_ids
-    if frame not in ids:
-        raise DataError(f"{settings.data.root}: no frame {frame} in {settings.data.train_split}")
-    row = ids.index(frame)
-    return [
-        Scene(
-            shown.points,
-            [BoxGroup(shown.boxes, "labelled", LABELLED, names=shown.names)],
-            title=title,
-            color=color,  # type: ignore[arg-type]
-        )
-        for shown, title in (
-            (frames.frames[row], frame),
-            (frames[epoch, row], f"{frame} augmented, epoch {epoch}"),
-        )
-    ]
+def chosen_output(
+    window: bool, png: bool, page: bool, out: Path | None, teach: Lesson | None
+) -> Literal["window", "png", "html"]:
+    """What is asked for, else what the machine can do."""
+    if window + png + page > 1:
+        raise ConfigError("--window, --png and --html: give one of them")
+    if teach in MAPS and (window or page):
+        raise ConfigError(f"--teach {teach.value} is a picture: it goes with --png")
+    if window:
+        return "window"
+    if page or (not png and out is not None and out.suffix.lower() in (".html", ".htm")):
+        return "html"
+    if png or out is not None or teach in MAPS:
+        return "png"
+    return "window" if has_display() else "png"
 
 
-def find_sweep(sweep: Path | None, root: Path | None, frame: str | None) -> Path:
-    """The sweep that the arguments mean."""
-    if (sweep is None) == (root is None) or (root is None) != (frame is None):
-        raise ConfigError("give INPUT.bin, or --root and --frame")
-    if sweep is not None:
-        return sweep
-    assert root is not None and frame is not None
-    for folder in ("training", "testing"):
-        path = FramePaths.of(root / folder, frame).sweep
-        if path.is_file():
-            return path
-    raise DataError(f"{root}: no frame {frame} in training/velodyne or testing/velodyne")
-
-
-def make_scene(path: Path, results: Path | None, min_score: float, color: str, crop: bool) -> Scene:
-    """The sweep, and the boxes that are known of it."""
-    sweep = read_lone_sweep(path, crop=crop)
-    groups = []
-    beside = find_beside(path)
-    if sweep.calibration is not None and beside is not None and beside.label.is_file():
-        labels = read_label(beside.label)
-        groups.append(group_of(labels, sweep.calibration, "labelled", LABELLED))
-    if results is not None:
-        if sweep.calibration is None:
-            raise DataError(f"{path}: --results needs the calibration of the sweep beside it")
-        found = read_result(results / f"{path.stem}.txt")
-        assert found.score is not None, "results are read with their scores"
-        sure = found[np.flatnonzero(found.score >= min_score)]
-        groups.append(group_of(sure, sweep.calibration, "found", FOUND))
-    return Scene(sweep.points, groups, title=path.stem, color=color)  # type: ignore[arg-type]
-
-
-def group_of(
-    objects: KittiObjects, calibration: Calibration, label: str, color: tuple[float, float, float]
-) -> BoxGroup:
-    """Objects of a KITTI file as boxes in the LiDAR frame."""
-    known = objects[[row for row, name in enumerate(objects.type) if name != DONT_CARE]]
-    boxes = calibration.boxes_to_lidar(known.location, known.dimensions, known.rotation_y)
-    return BoxGroup(boxes, label, color, scores=known.score, names=known.type)
+def trained(
+    weights: str | None, checkpoint: Path | None, config: Path | None
+) -> tuple[Path, Config | None]:
+    """The weights that are meant, and the configuration if they do not bring one."""
+    if (weights is None) == (checkpoint is None):
+        raise ConfigError("maps of a detector: give --weights, or --config and --checkpoint")
+    if weights is not None:
+        return find_weights(weights), None
+    if config is None:
+        raise ConfigError("--checkpoint goes with --config")
+    return checkpoint, load_detector_config(config)
 
 
 if __name__ == "__main__":

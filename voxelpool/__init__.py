@@ -26,6 +26,7 @@ _PARTS = (
     "models",
     "nn",
     "ops",
+    "scenes",
     "structures",
     "training",
     "visualization",

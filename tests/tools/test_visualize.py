@@ -6,9 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from voxelpool.config import Config, FlipConfig, save_config
+from voxelpool.models import build_detector
+from voxelpool.models.checkpoint import write_checkpoint
+from voxelpool.visualization import FALSE, FOUND, LABELLED, MISSED
+from voxelpool.visualization.lessons import KEPT, WON
+from voxelpool.visualization.scene import colormap
 
 RunTool = Callable[..., tuple[int, str, str]]
 
@@ -29,7 +35,7 @@ def test_labels_and_results_are_drawn(run_tool: RunTool, tiny_kitti: Path, tmp_p
     assert code == 0 and "labels.png" in out
     code, _, _ = run_tool("visualize", *frame, "--results", results, "-o", tmp_path / "both.png")
     assert code == 0
-    green, orange = (0.2, 0.8, 0.3), (1.0, 0.45, 0.1)
+    green, orange = LABELLED, FOUND
     assert count_near(tmp_path / "labels.png", green) > 100
     assert count_near(tmp_path / "labels.png", orange) == 0
     assert count_near(tmp_path / "both.png", orange) > 50
@@ -47,12 +53,118 @@ def test_what_it_refuses(run_tool: RunTool, tiny_kitti: Path, tmp_path: Path) ->
 
     assert "give INPUT.bin, or --root and --frame" in refused()
     assert "give INPUT.bin, or --root and --frame" in refused("--root", tiny_kitti)
+    assert "one of them" in refused("--root", tiny_kitti, "--simulate", 1)
+    assert "--simulate has neither" in refused("--simulate", 1, "--frame", "000001")
+    assert "belong to --root" in refused("a.bin", "--frames", "0:2")
+    assert "give one of them" in refused("a.bin", "--png", "--html")
+    assert "it goes with --png" in refused("a.bin", "--teach", "scores", "--html")
+    assert "frames 9:12: none of the 6" in refused("--root", tiny_kitti, "--frames", "9:12")
+    assert "two whole numbers" in refused("--root", tiny_kitti, "--frames", "1-2")
     assert "no frame 000099" in refused("--root", tiny_kitti, "--frame", "000099")
     mine = tmp_path / "mine.png"
     mine.write_text("keep")
     frame = ("--root", tiny_kitti, "--frame", "000001")
     assert "already exists" in refused(*frame, "-o", mine)
     assert mine.read_text() == "keep"
+
+
+def test_matches_and_misses_have_their_colours(
+    run_tool: RunTool, tiny_kitti: Path, tmp_path: Path
+) -> None:
+    """One of two labelled boxes is found, another is found where none is labelled."""
+    results = tmp_path / "results"
+    results.mkdir()
+    lines = (tiny_kitti / "training" / "label_2" / "000001.txt").read_text().splitlines()
+    words = lines[1].split()
+    words[11], words[13] = "3.00", str(float(words[13]) + 4)  # to the right, and farther
+    (results / "000001.txt").write_text(f"{lines[0]} 0.9\n{' '.join(words)} 0.6\n")
+    frame = ("--root", tiny_kitti, "--frame", "000001", "--results", results)
+    code, _, err = run_tool("visualize", *frame, "-o", tmp_path / "a.png")
+    assert code == 0, err
+    for color in (FOUND, LABELLED, MISSED, FALSE):
+        assert count_near(tmp_path / "a.png", color) > 100, color
+    code, _, _ = run_tool("visualize", *frame, "--min-score", 0.7, "-o", tmp_path / "b.png")
+    assert code == 0 and count_near(tmp_path / "b.png", FALSE) == 0
+
+
+def test_film_strips_and_pages(run_tool: RunTool, tiny_kitti: Path, tmp_path: Path) -> None:
+    root = ("--root", tiny_kitti, "--frames", "1:4")
+    code, out, err = run_tool("visualize", *root, "-o", tmp_path / "strip.png")
+    assert code == 0 and out.split() == [str(tmp_path / "strip.png")], err
+    with Image.open(tmp_path / "strip.png") as picture:
+        assert picture.width > 2 * 800 and picture.height > 2 * 800
+    pytest.importorskip("k3d")
+    code, out, err = run_tool("visualize", *root, "-o", tmp_path / "page.html")
+    assert code == 0, err
+    page = (tmp_path / "page.html").read_text()
+    assert all(f'"title":"00000{row}"' in page for row in (1, 2, 3))
+    assert '"title":"000004"' not in page
+
+
+def test_it_says_what_it_chose(
+    run_tool: RunTool, tiny_kitti: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("voxelpool.visualization.window.has_display", lambda: False)
+    code, out, _ = run_tool("visualize", "--root", tiny_kitti, "--frame", "000002")
+    assert code == 0
+    assert out.splitlines()[0].startswith("a picture, since there is no display")
+    assert out.splitlines()[1] == "000002_bev.png"
+    assert (tmp_path / "000002_bev.png").is_file()
+
+
+@pytest.mark.parametrize("lesson", ["kept", "winner", "histogram", "features", "scores"])
+def test_lessons(
+    lesson: str, run_tool: RunTool, tiny_kitti: Path, tiny_config: Config, tmp_path: Path
+) -> None:
+    config, checkpoint = tmp_path / "tiny.yaml", tmp_path / "tiny.ckpt"
+    save_config(tiny_config, config)
+    more: tuple[object, ...] = ("--config", config)
+    if lesson in ("features", "scores"):
+        write_checkpoint(checkpoint, tiny_config, build_detector(tiny_config).state_dict())
+        more += ("--checkpoint", checkpoint)
+    frame = ("--root", tiny_kitti, "--frame", "000001", "--teach", lesson)
+    out = tmp_path / "a.png"
+    code, _, err = run_tool("visualize", *frame, *more, "-o", out)
+    assert code == 0, err
+    signs = {"kept": KEPT, "winner": WON, "histogram": KEPT}
+    assert count_near(out, signs.get(lesson, LABELLED)) > 100
+    if lesson == "winner":
+        code, _, err = run_tool(
+            "visualize", *frame, *more, "--channel", "w", "-o", out, "--overwrite"
+        )
+        assert code == 1 and "channel must be one of x, y, z, reflectance, got 'w'" in err
+    if lesson == "scores":
+        code, _, err = run_tool("visualize", *frame, "-o", out, "--overwrite")
+        assert code == 1 and "give --weights, or --config and --checkpoint" in err
+
+
+def test_voxels_of_a_sweep_and_of_a_file(
+    run_tool: RunTool, tiny_kitti: Path, tiny_config: Config, tmp_path: Path
+) -> None:
+    save_config(tiny_config, tmp_path / "tiny.yaml")
+    sweep = tiny_kitti / "training" / "velodyne" / "000001.bin"
+    config = ("--config", tmp_path / "tiny.yaml")
+    code, _, err = run_tool("voxelize", sweep, *config, "-o", tmp_path / "a.npz", "--padded")
+    assert code == 0, err
+    code, _, err = run_tool("visualize", tmp_path / "a.npz", "-o", tmp_path / "file.png")
+    assert code == 0, err
+    options = ("--voxels", "cubes", *config, "-o", tmp_path / "sweep.png")
+    code, _, err = run_tool("visualize", sweep, *options)
+    assert code == 0, err
+    one = tuple(colormap(np.zeros(1))[0] / 255)  # voxels of one point
+    assert count_near(tmp_path / "file.png", one) > 500
+    assert count_near(tmp_path / "sweep.png", one) > 500
+    np.savez(tmp_path / "b.npz", coords=np.zeros((1, 4)))
+    code, _, err = run_tool("visualize", tmp_path / "b.npz", "-o", tmp_path / "b.png")
+    assert code == 1 and "not what tools/voxelize.py writes" in err
+
+
+def test_a_simulated_street(run_tool: RunTool, tmp_path: Path) -> None:
+    options = ("--simulate", 7, "--color", "class", "-o", tmp_path / "a.png")
+    code, _, err = run_tool("visualize", *options)
+    assert code == 0, err
+    assert count_near(tmp_path / "a.png", LABELLED) > 100
 
 
 def test_a_frame_is_drawn_as_it_is_trained_on(

@@ -18,13 +18,22 @@ def main(job_path: str, picture_path: str) -> None:
     renderer = rendering.OffscreenRenderer(width, height)
     renderer.scene.set_background([*job["background"], 1.0])
     renderer.scene.view.set_post_processing(False)
-    points = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(job["points"]))
-    points.colors = o3d.utility.Vector3dVector(job["colors"] / 255.0)
-    material = rendering.MaterialRecord()
-    material.shader = "defaultUnlit"
-    material.point_size = 3.0
-    if len(points.points):
-        renderer.scene.add_geometry("points", points, material)
+    for size in np.unique(job["point_sizes"]):
+        rows = job["point_sizes"] == size
+        points = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(job["points"][rows]))
+        points.colors = o3d.utility.Vector3dVector(job["colors"][rows] / 255.0)
+        material = rendering.MaterialRecord()
+        material.shader = "defaultUnlit"
+        material.point_size = float(size)
+        renderer.scene.add_geometry(f"points_{size}", points, material)
+    if len(job["triangles"]):
+        mesh = o3d.geometry.TriangleMesh(
+            o3d.utility.Vector3dVector(job["corners"]), o3d.utility.Vector3iVector(job["triangles"])
+        )
+        mesh.vertex_colors = o3d.utility.Vector3dVector(job["triangle_colors"] / 255.0)
+        material = rendering.MaterialRecord()
+        material.shader = "defaultUnlit"
+        renderer.scene.add_geometry("cubes", mesh, material)
     for row, (color, line_width) in enumerate(zip(job["line_colors"], job["widths"], strict=True)):
         segments = job[f"lines_{row}"]
         if not len(segments):

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from voxelpool.errors import DataError
 from voxelpool.visualization.canvas import (
+    BACKGROUND,
     FAINT_TEXT,
     FINE,
     HEADER,
@@ -24,8 +25,9 @@ from voxelpool.visualization.canvas import (
     splat,
     thick_line,
     to_rgb,
+    write_beside,
 )
-from voxelpool.visualization.scene import BoxGroup, Scene
+from voxelpool.visualization.scene import Scene
 
 Float = NDArray[np.float64]
 
@@ -75,7 +77,24 @@ def draw_bev(
     check_size(size)
     low, high = _bounds(scene) if bounds is None else _given_bounds(bounds)
     plan = BevPlan.fit(low, high, size)
-    canvas = Image.fromarray(_points_from_above(scene, plan))
+    return draw_over(Image.fromarray(_points_from_above(scene, plan)), scene, plan)
+
+
+def draw_over(
+    canvas: Image.Image,
+    scene: Scene,
+    plan: BevPlan,
+    *,
+    scale: tuple[str, float, float] | None = None,
+) -> Image.Image:
+    """Draws rings, the sensor, boxes and the legend over what else is seen from above.
+
+    Args:
+        canvas: the fine picture, which is drawn on.
+        scene: its boxes and title.
+        plan: where metres lie in it.
+        scale: what the colours mean, from which value to which; None: what the scene's do.
+    """
     draw = ImageDraw.Draw(canvas)
     _draw_rings(draw, plan)
     _draw_sensor(draw, plan)
@@ -83,7 +102,7 @@ def draw_bev(
     picture = canvas.reduce(FINE)
     _draw_ring_labels(ImageDraw.Draw(picture), plan)
     _draw_box_texts(ImageDraw.Draw(picture), scene, plan)
-    draw_frame(picture, scene)
+    draw_frame(picture, scene, scale)
     return picture
 
 
@@ -119,8 +138,9 @@ class BevPlan:
 def _bounds(scene: Scene) -> tuple[Float, Float]:
     """Lowest and highest x, y of what is worth seeing, sensor included."""
     parts = [np.zeros((1, 2))]
-    if len(scene.points):
-        parts.append(np.percentile(scene.points[:, :2], [0.5, 99.5], axis=0))
+    spread = scene.spread()
+    if len(spread):
+        parts.append(np.percentile(spread, [0.5, 99.5], axis=0))
     parts += [group.corners()[..., :2].reshape(-1, 2) for group in scene.boxes]
     spots = np.concatenate(parts)
     low, high = spots.min(axis=0) - _SKIRT, spots.max(axis=0) + _SKIRT
@@ -140,11 +160,39 @@ def _given_bounds(bounds: tuple[float, float, float, float]) -> tuple[Float, Flo
 
 
 def _points_from_above(scene: Scene, plan: BevPlan) -> NDArray[np.uint8]:
-    """(H * FINE, W * FINE, 3) picture of the points, higher ones over lower ones."""
-    order = np.argsort(scene.points[:, 2], kind="stable")
-    spots = plan.pixels(scene.points[order, :2]) * FINE
-    diameter = np.full(len(spots), FINE * min(max(plan.scale * 0.11, 1.0), 4.0))
-    return splat(spots, scene.colors()[order], diameter, plan.size)
+    """(H * FINE, W * FINE, 3) picture of points or voxels, higher ones over lower ones."""
+    xyz, colors, shape = scene.points[:, :3], scene.colors(), "points"
+    if scene.voxels is not None:
+        xyz, colors, shape = scene.voxels.middles(), scene.voxels.colors(), scene.voxels.shape
+    order = np.argsort(xyz[:, 2], kind="stable")
+    xyz, colors = xyz[order], colors[order]
+    dot = FINE * min(max(plan.scale * 0.11, 1.0), 4.0)
+    diameter = np.full(len(xyz), dot)
+    if shape == "cubes" and scene.voxels is not None:
+        canvas = _cells_from_above(xyz, colors, scene.voxels.size, plan)
+        xyz, colors, diameter = xyz[:0], colors[:0], diameter[:0]
+    else:
+        canvas = None
+    for mark in scene.marks:
+        xyz = np.concatenate([xyz, mark.points])
+        tint = np.array(to_rgb(mark.color), np.uint8)
+        colors = np.concatenate([colors, np.tile(tint, (len(mark), 1))])
+        diameter = np.concatenate([diameter, np.full(len(mark), dot + FINE)])
+    return splat(plan.pixels(xyz[:, :2]) * FINE, colors, diameter, plan.size, canvas)
+
+
+def _cells_from_above(
+    middles: Float, colors: NDArray[np.uint8], size: Float, plan: BevPlan
+) -> NDArray[np.uint8]:
+    """Voxels as the cells that they stand on, with a rim where there is room for one."""
+    canvas = Image.new("RGB", (plan.size[0] * FINE, plan.size[1] * FINE), BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    corners = np.stack([middles[:, :2] + size[:2] / 2, middles[:, :2] - size[:2] / 2], axis=1)
+    spots = plan.pixels(corners) * FINE
+    rim = BACKGROUND if size[:2].min() * plan.scale >= 4 else None
+    for ((left, top), (right, bottom)), color in zip(spots.tolist(), colors.tolist(), strict=True):
+        draw.rectangle((left, top, right, bottom), fill=tuple(color), outline=rim)
+    return np.array(canvas)
 
 
 def _ring_radii(plan: BevPlan) -> list[float]:
@@ -209,7 +257,7 @@ def _draw_box_texts(draw: ImageDraw.ImageDraw, scene: Scene, plan: BevPlan) -> N
     taken: list[tuple[float, float, float, float]] = []
     for group in scene.boxes:
         outlines = plan.pixels(group.corners()[:, :4, :2])
-        for text, outline in zip(_box_texts(group), outlines, strict=True):
+        for text, outline in zip(group.texts(), outlines, strict=True):
             if text:
                 _text_beside(draw, outline, text, font, to_rgb(group.color), taken, plan.size)
 
@@ -234,22 +282,5 @@ def _text_beside(
         ((middle[0], low[1] - 7), "mb"),
         ((middle[0], high[1] + 7), "mt"),
     ]
-    for spot, anchor in choices:
-        left, top, right, bottom = draw.textbbox(spot, text, font=font, anchor=anchor)
-        free = all(
-            right < other[0] or left > other[2] or bottom < other[1] or top > other[3]
-            for other in taken
-        )
-        if free and left >= 0 and right <= size[0] and top >= HEADER and bottom <= size[1]:
-            taken.append((left, top, right, bottom))
-            draw_text(draw, spot, text, font, color, anchor)
-            return
-
-
-def _box_texts(group: BoxGroup) -> list[str]:
-    parts: list[list[str]] = [[] for _ in range(len(group))]
-    if group.names is not None and len(set(group.names)) > 1:
-        parts = [[name] for name in group.names]
-    if group.scores is not None:
-        parts = [[*part, f"{s:.2f}"] for part, s in zip(parts, group.scores, strict=True)]
-    return [" ".join(part) for part in parts]
+    room = (0, HEADER, size[0], size[1])
+    write_beside(draw, choices, text, font, color, taken, room)

@@ -13,22 +13,33 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from voxelpool.errors import DataError
 from voxelpool.visualization.canvas import (
     BACKGROUND,
     FINE,
     HEADER,
+    RING,
+    above_and_below,
     check_size,
+    clip_segment,
     draw_frame,
     line_widths,
     save_png,
     splat,
     thick_line,
     to_rgb,
+    write_beside,
 )
-from voxelpool.visualization.scene import Scene
+from voxelpool.visualization.scene import (
+    CUBE_FACES,
+    Scene,
+    VoxelGroup,
+    axis_segments,
+    cube_mesh,
+    ring_segments,
+)
 
 View = Literal["oblique", "driver"]
 Renderer = Literal["auto", "open3d", "projection"]
@@ -38,7 +49,7 @@ _NEAR = 0.3  # metres
 _POINT_METRES = 0.07
 _THINNER = 0.7  # lines, than from above
 _SECONDS_TO_RENDER = 120
-_EYES: dict[View, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+EYES: dict[View, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "driver": ((-7.0, 0.0, 4.0), (22.0, 0.0, -1.5)),
     "oblique": ((-8.0, -15.0, 13.0), (15.0, 1.0, -1.5)),
 }
@@ -107,16 +118,29 @@ def render_3d(
         OSError: the file cannot be written.
         RuntimeError: Open3D was insisted on and its renderer does not start here.
     """
+    save_png(draw_3d(scene, view=view, size=size, renderer=renderer), path)
+
+
+def draw_3d(
+    scene: Scene,
+    *,
+    view: View = "oblique",
+    size: tuple[int, int] = (1600, 900),
+    renderer: Renderer = "auto",
+) -> Image.Image:
+    """Draws a scene in perspective; arguments and errors as `render_3d`."""
     check_size(size)
     for value, known in ((view, get_args(View)), (renderer, get_args(Renderer))):
         if value not in known:
             raise DataError(f"unknown {value!r}; known: {', '.join(known)}")
-    eye, target = _EYES[view]
+    eye, target = EYES[view]
     camera = Camera(eye, target, 50.0, (size[0], size[1] - HEADER))
     picture = Image.new("RGB", size, BACKGROUND)
-    picture.paste(_draw(scene, camera, renderer), (0, HEADER))
+    drawn = _draw(scene, camera, renderer)
+    _write(drawn, scene, camera)
+    picture.paste(drawn, (0, HEADER))
     draw_frame(picture, scene)
-    save_png(picture, path)
+    return picture
 
 
 def _draw(scene: Scene, camera: Camera, renderer: Renderer) -> Image.Image:
@@ -138,53 +162,143 @@ def _draw(scene: Scene, camera: Camera, renderer: Renderer) -> Image.Image:
 
 
 def project(scene: Scene, camera: Camera) -> Image.Image:
-    """Draws points, nearer ones over farther ones, and the edges of boxes over them."""
-    seen = camera.view(scene.points[:, :3])
+    """Draws points or voxels, nearer ones over farther ones, and boxes' edges over them."""
+    xyz, colors, metres = _dots(scene)
+    seen = camera.view(xyz)
     ahead = seen[:, 2] > _NEAR
-    seen, colors = seen[ahead], scene.colors()[ahead]
+    seen, colors, metres = seen[ahead], colors[ahead], metres[ahead]
     order = np.argsort(-seen[:, 2], kind="stable")
-    seen, colors = seen[order], colors[order]
-    diameters = np.clip(camera.focal_length * _POINT_METRES / seen[:, 2], 1.0, 4.0) * FINE
-    canvas = Image.fromarray(splat(camera.pixels(seen) * FINE, colors, diameters, camera.size))
+    seen, colors, metres = seen[order], colors[order], metres[order]
+    diameters = np.clip(camera.focal_length * metres / seen[:, 2], 1.0, 57 * metres) * FINE
+    spots = camera.pixels(seen) * FINE
+    voxels, ground = scene.voxels, _rings(scene, camera)
+    if voxels is not None and voxels.shape == "cubes":
+        canvas = _paint(voxels, camera, ground, seen[:, 2], spots, colors, diameters)
+    else:
+        canvas = Image.fromarray(splat(spots, colors, diameters, camera.size, ground))
     draw = ImageDraw.Draw(canvas)
-    for group, width in zip(scene.boxes, line_widths(scene), strict=True):
-        color = to_rgb(group.color)
-        for start, end in camera.view(group.segments()):
-            clipped = _clip(start, end)
+    for segments, tint, width in _lines(scene):
+        for start, end in camera.view(segments):
+            clipped = clip_segment(start, end, _NEAR)
             if clipped is not None:
                 first, last = camera.pixels(clipped) * FINE
-                thick_line(draw, first, last, color, width * FINE * _THINNER)
+                thick_line(draw, first, last, to_rgb(tint), width * FINE)
     return canvas.reduce(FINE)
 
 
-def _clip(start: Float, end: Float) -> Float | None:
-    """The part of a segment that lies ahead of the eye, (2, 3), if any."""
-    if max(start[2], end[2]) <= _NEAR:
-        return None
-    points = np.stack([start, end])
-    for row in (0, 1):
-        if points[row, 2] < _NEAR:
-            share = (_NEAR - points[row, 2]) / (points[1 - row, 2] - points[row, 2])
-            points[row] += share * (points[1 - row] - points[row])
-    return points
+def _rings(scene: Scene, camera: Camera) -> NDArray[np.uint8]:
+    """The fine picture of the rings alone."""
+    canvas = Image.new("RGB", (camera.size[0] * FINE, camera.size[1] * FINE), BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    for start, end in camera.view(ring_segments(scene.reach())):
+        clipped = clip_segment(start, end, _NEAR)
+        if clipped is not None:
+            first, last = camera.pixels(clipped) * FINE
+            draw.line([tuple(first), tuple(last)], fill=RING, width=FINE)
+    return np.array(canvas)
+
+
+def _lines(scene: Scene) -> list[tuple[Float, tuple[float, float, float], float]]:
+    """(n, 2, 3) segments, their colour and width in pixels: axes, then the groups of boxes."""
+    widths = line_widths(scene)
+    lines = [(segments, color, 2.0) for segments, color in axis_segments()]
+    return lines + [
+        (group.segments(), group.color, width * _THINNER)
+        for group, width in zip(scene.boxes, widths, strict=True)
+    ]
+
+
+def _write(picture: Image.Image, scene: Scene, camera: Camera) -> None:
+    """Writes what is known of each box above or below it, nearer ones first."""
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(15)
+    taken: list[tuple[float, float, float, float]] = []
+    room = (0, 0, picture.width, picture.height)
+    for group in scene.boxes:
+        seen, texts = camera.view(group.corners()), group.texts()
+        for row in np.argsort(seen[..., 2].mean(axis=1), kind="stable").tolist():
+            if texts[row] and (seen[row, :, 2] > _NEAR).all():
+                choices = above_and_below(camera.pixels(seen[row]))
+                write_beside(draw, choices, texts[row], font, to_rgb(group.color), taken, room)
+
+
+def _dots(scene: Scene) -> tuple[Float, NDArray[np.uint8], Float]:
+    """x, y, z, colour and diameter in metres of all that is drawn as dots."""
+    if scene.voxels is None:
+        parts = [(scene.points[:, :3], scene.colors(), _POINT_METRES)]
+    elif scene.voxels.shape == "points":
+        parts = [(scene.voxels.middles(), scene.voxels.colors(), 2 * _POINT_METRES)]
+    else:
+        parts = []
+    for mark in scene.marks:
+        tint = np.array(to_rgb(mark.color), np.uint8)
+        parts.append((mark.points, np.tile(tint, (len(mark), 1)), 1.5 * _POINT_METRES))
+    xyz = [np.zeros((0, 3)), *(part[0] for part in parts)]
+    colors = [np.zeros((0, 3), np.uint8), *(part[1] for part in parts)]
+    metres = [np.zeros(0), *(np.full(len(part[0]), part[2]) for part in parts)]
+    return np.concatenate(xyz), np.concatenate(colors), np.concatenate(metres)
+
+
+def _paint(
+    voxels: VoxelGroup,
+    camera: Camera,
+    ground: NDArray[np.uint8],
+    depths: Float,
+    spots: Float,
+    colors: NDArray[np.uint8],
+    diameters: Float,
+) -> Image.Image:
+    """The ground with cubes and dots at (n, 2) spots over it, from the farthest to the nearest."""
+    lows, eye = voxels.lows(), np.array(camera.eye)
+    outlines, tints, distances = [np.zeros((0, 4, 2))], [np.zeros((0, 3), np.uint8)], [depths]
+    for corners, normal, shade in CUBE_FACES:
+        square = lows[:, None] + np.array(corners) * voxels.size
+        seen = camera.view(square)
+        shown = ((eye - square[:, 0]) @ normal > 0) & (seen[..., 2] > _NEAR).all(axis=1)
+        outlines.append(camera.pixels(seen[shown]) * FINE)
+        tints.append((voxels.colors()[shown] * shade).astype(np.uint8))
+        distances.append(seen[shown, :, 2].mean(axis=1))
+    faces = np.concatenate(outlines)
+    reach = np.array(camera.size) * FINE
+    visible = ((faces.max(axis=1) > 0) & (faces.min(axis=1) < reach)).all(axis=1)
+    canvas = Image.fromarray(ground)
+    draw = ImageDraw.Draw(canvas)
+    face_colors = np.concatenate(tints).tolist()
+    halves = (diameters - 1) / 2
+    dots = np.concatenate([spots - halves[:, None], spots + halves[:, None]], axis=1).tolist()
+    corners_of, dot_colors = faces.reshape(-1, 8).tolist(), colors.tolist()
+    for row in np.argsort(-np.concatenate(distances), kind="stable").tolist():
+        if row < len(dots):
+            draw.rectangle(dots[row], fill=tuple(dot_colors[row]))
+        elif visible[row - len(dots)]:
+            face = row - len(dots)
+            draw.polygon(corners_of[face], fill=tuple(face_colors[face]))
+    return canvas
 
 
 def _render_with_open3d(scene: Scene, camera: Camera) -> Image.Image:
     """Runs the renderer in a process of its own: without a working driver it ends the process."""
+    xyz, colors, metres = _dots(scene)
+    corners, triangles, tints = cube_mesh(scene.voxels)
+    rings = (ring_segments(scene.reach()), (RING[0] / 255, RING[1] / 255, RING[2] / 255), 1.0)
+    lines = [rings, *_lines(scene)]
     with tempfile.TemporaryDirectory() as folder:
         job, target = Path(folder) / "job.npz", Path(folder) / "picture.png"
         np.savez(
             job,
-            points=scene.points[:, :3],
-            colors=scene.colors(),
+            points=xyz,
+            colors=colors,
+            point_sizes=np.rint(3 * metres / _POINT_METRES),
+            corners=corners,
+            triangles=triangles,
+            triangle_colors=tints,
             eye=camera.eye,
             target=camera.target,
             vertical_fov=camera.vertical_fov,
             size=camera.size,
             background=np.array(BACKGROUND) / 255,
-            line_colors=np.array([group.color for group in scene.boxes]).reshape(-1, 3),
-            widths=np.array(line_widths(scene)) * _THINNER,
-            **{f"lines_{row}": group.segments() for row, group in enumerate(scene.boxes)},
+            line_colors=np.array([color for _, color, _ in lines]),
+            widths=np.array([width for _, _, width in lines]),
+            **{f"lines_{row}": segments for row, (segments, _, _) in enumerate(lines)},
         )
         environment = dict(os.environ)
         if not (environment.get("DISPLAY") or environment.get("WAYLAND_DISPLAY")):
