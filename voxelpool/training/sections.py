@@ -26,8 +26,10 @@ from voxelpool.evaluation import (
 from voxelpool.training.metrics import Series
 from voxelpool.training.results import FoundInFrames, lidar_boxes
 from voxelpool.visualization import (
+    FALSE,
     FOUND,
     LABELLED,
+    MISSED,
     BoxGroup,
     Line,
     Picture,
@@ -51,7 +53,7 @@ Overlaps: TypeAlias = Mapping[str, Mapping[str, float]]
 Banded: TypeAlias = dict[str, dict[str, dict[str, list[Band]]]]
 """By class, "distance" or "points", and "strict" or "loose"."""
 
-_MISSED, _FALSE, _ASIDE = (1.0, 0.9, 0.2), (1.0, 0.3, 0.85), (0.5, 0.52, 0.56)
+_ASIDE = (0.5, 0.52, 0.56)
 _PICTURE = (960, 960)
 _METRICS = {"3d": "3D", "bev": "BEV", "2d": "2D", "aos": "AOS"}
 _CURVES = ("3d", "bev")
@@ -420,9 +422,9 @@ def _scene(
     for objects, states, state, text, color in (
         (labels, label_state, "aside", "not counted", _ASIDE),
         (results, result_state, "aside", "not counted", _ASIDE),
-        (labels, label_state, "missed", "missed", _MISSED),
+        (labels, label_state, "missed", "missed", MISSED),
         (labels, label_state, "found", "found", LABELLED),
-        (results, result_state, "wrong", "false", _FALSE),
+        (results, result_state, "wrong", "false", FALSE),
         (results, result_state, "right", "right", FOUND),
     ):
         own = objects[[k for k, is_state in states.items() if is_state == state]]
