@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated
@@ -34,7 +34,7 @@ from voxelpool.evaluation import (
     evaluate,
     table_rows,
 )
-from voxelpool.files import atomic_write, refuse_existing
+from voxelpool.files import atomic_directory, refuse_existing
 from voxelpool.models import Precision, load_classifier, load_detector
 from voxelpool.training import ObjectData, class_probabilities, detect_frames
 from voxelpool.visualization import draw_confusion
@@ -76,9 +76,7 @@ def main(
         list[str] | None,
         typer.Option(metavar="CLASS=IOU...", help="overlap that a match must exceed"),
     ] = None,
-    json_out: Annotated[
-        Path | None, typer.Option("--json", help="also write all figures to this file")
-    ] = None,
+    json_out: _cli.JsonOut = None,
     picture: Annotated[
         Path | None,
         typer.Option(
@@ -155,18 +153,17 @@ def detect_split(
         require_labels=True,
         limit=None if split else config.data.val_limit,
     )
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
     truth, found = [], []
     detected = detect_frames(
         detector, frames, num_workers=config.data.num_workers, precision=precision
     )
-    for frame, objects in _cli.progress(detected, "detecting", total=len(frames)):
-        assert frame.objects is not None, "frames are read with their labels"
-        truth.append(frame.objects)
-        found.append(objects)
-        if out is not None:
-            write_result(out / f"{frame.frame_id}.txt", objects)
+    with nullcontext() if out is None else atomic_directory(out) as folder:
+        for frame, objects in _cli.progress(detected, "detecting", total=len(frames)):
+            assert frame.objects is not None, "frames are read with their labels"
+            truth.append(frame.objects)
+            found.append(objects)
+            if folder is not None:
+                write_result(folder / f"{frame.frame_id}.txt", objects)
     return truth, found
 
 
@@ -219,11 +216,7 @@ def report_classes(
         title=f"{config.name}: {100 * scores.accuracy:.1f}% of {scores.num_objects}",
     )
     _cli.console.print(str(picture))
-    if json_out is not None:
-        with atomic_write(json_out) as file:
-            json.dump({"votes": votes, **scores.to_dict()}, file, indent=2)
-            file.write("\n")
-        _cli.console.print(str(json_out))
+    _cli.write_json({"votes": votes, **scores.to_dict()}, json_out)
 
 
 def report(
@@ -237,11 +230,7 @@ def report(
     absent = [name for name in classes if name not in result.curves]
     if absent:
         _cli.console.print(f"not evaluated, as never detected: {', '.join(absent)}")
-    if json_out is not None:
-        with atomic_write(json_out) as file:
-            json.dump(result.to_dict(), file, indent=2)
-            file.write("\n")
-        _cli.console.print(str(json_out))
+    _cli.write_json(result.to_dict(), json_out)
 
 
 def ap_table(result: KittiResult, min_iou: Mapping[str, float]) -> Table:
