@@ -109,21 +109,23 @@ def run(main: Callable[..., Any]) -> None:
     Exit codes: 0 done; 1 an error, which is one line on stderr; 2 wrong usage; 130 Ctrl-C. A
     traceback is printed with --debug or VOXELPOOL_DEBUG=1 alone.
     """
-    name = sys.argv[0]
+    program = main.__globals__.get("program")  # the console command says how it is called
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(
         context_settings={"help_option_names": ["-h", "--help"]},
-        help=_help(inspect.getdoc(main) or "", name),
+        help=_help(inspect.getdoc(main) or "", program),
     )(_with_common_options(main))
     warnings.showwarning = _show_warning
-    app(prog_name=name if name.startswith("voxelpool ") else None)
+    app(prog_name=program)
 
 
-def _help(text: str, name: str) -> str:
+def _help(text: str, program: str | None) -> str:
     """The help of a tool, with the examples as the console command takes them if that runs it."""
-    if name.startswith("voxelpool "):
-        text = re.sub(r"python tools/(\w+)\.py", r"voxelpool \1", text)
-    return text
+    if program is None:
+        return text
+    return re.sub(
+        r"python tools/(\w+)\.py", lambda found: f"voxelpool {found[1].replace('_', '-')}", text
+    )
 
 
 def _with_common_options(main: Callable[..., Any]) -> Callable[..., Any]:
