@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sphinx.application import Sphinx
+
 import voxelpool
 
 HERE = Path(__file__).parent
@@ -31,3 +33,15 @@ html_theme = "furo"
 html_title = f"voxelpool {release}"
 html_show_sphinx = False
 html_copy_source = False
+
+
+def read_data_page(app: Sphinx, page: str, text: list[str]) -> None:
+    """Shows data/README.md, which lies outside of this folder, as the page ``data``."""
+    if page == "data":
+        text[0] = (HERE.parent / "data" / "README.md").read_text(encoding="utf-8")
+    text[0] = text[0].replace("(../data/README.md)", "(data.md)").replace("(../docs/", "(")
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("source-read", read_data_page)

@@ -76,7 +76,10 @@ _COMMON: dict[str, tuple[Any, bool]] = {
         Annotated[
             bool,
             typer.Option(
-                "--verbose", "-v", help="also print what is logged", rich_help_panel=_PANEL
+                "--verbose",
+                "-v",
+                help="also print what is logged, and the time",
+                rich_help_panel=_PANEL,
             ),
         ],
         False,
@@ -154,7 +157,7 @@ def _with_common_options(main: Callable[..., Any]) -> Callable[..., Any]:
         with _ending(_debugging()):
             main(**values)
         if verbose:
-            logging.getLogger("voxelpool").info("%.1f s", time.perf_counter() - started)
+            _stderr.print(f"took {time.perf_counter() - started:.1f} s", highlight=False)
 
     tool.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[*own, *common], return_annotation=None
@@ -279,7 +282,9 @@ def _bar() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=_progress, disable=_progress.quiet)
+    return Progress(
+        *columns, console=_progress, disable=_progress.quiet or not _progress.is_terminal
+    )
 
 
 @contextmanager

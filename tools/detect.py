@@ -111,7 +111,6 @@ def main(
     _cli.say_backend(settings, device)
     if not overwrite:
         refuse_existing(out)
-    out.mkdir(parents=True, exist_ok=True)
     summary = Table("sweep", "points", "found", "best score", "ms", title=f"{settings.name}")
     written: list[Path] = []
     crop = settings.data.crop_to_image
@@ -124,6 +123,7 @@ def main(
         started = time.perf_counter()
         found = detector.detect(sweep.points)
         milliseconds = 1000 * (time.perf_counter() - started)
+        out.mkdir(parents=True, exist_ok=True)
         files = write_found(out, path.stem, found, sweep)
         if png:
             files += draw_found(out, path, found, sweep, min_score)

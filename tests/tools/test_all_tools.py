@@ -87,7 +87,7 @@ def test_quiet_and_json(tmp_path: Path, run_tool) -> None:
     assert (code, out, err) == (0, "", "")
     assert json.loads(path.read_text())["points"]["read"] == 50
     code, out, err = voxelize(tmp_path, run_tool, "--verbose")
-    assert code == 0 and "points read" in out and " s" in err
+    assert code == 0 and "points read" in out and err.startswith("took ")
     assert voxelize(tmp_path, run_tool, "-q", "-v")[0] == 2
 
 
@@ -110,6 +110,8 @@ def interrupted(tmp_path: Path, arguments: list[str], ready: Path) -> subprocess
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # Ctrl-C does nothing to what is started in the background, as these tests may be.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     until = time.monotonic() + 240
     while not list(ready.parent.glob(ready.name)):
@@ -125,11 +127,9 @@ def test_ctrl_c_leaves_nothing_of_a_data_set(tmp_path: Path) -> None:
     """`import_data` writes a folder, whole or not at all."""
     sweeps = tmp_path / "sweeps"
     sweeps.mkdir()
-    points = np.random.default_rng(0).normal(0, 10, (100_000, 4)).astype(np.float32)
-    for number in range(400):
-        os.link(sweeps / "0.npy", sweeps / f"{number}.npy") if number else np.save(
-            sweeps / "0.npy", points
-        )
+    np.save(sweeps / "0.npy", np.random.default_rng(0).normal(0, 10, (100_000, 4)))
+    for number in range(1, 400):
+        os.link(sweeps / "0.npy", sweeps / f"{number}.npy")
     (tmp_path / "boxes.json").write_text("[]")
     tool = str(ROOT / "tools" / "import_data.py")
     done = interrupted(
