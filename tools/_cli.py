@@ -185,6 +185,11 @@ def _ending(traceback: bool) -> Iterator[None]:
             raise
         _stderr.print("interrupted")
         sys.exit(130)
+    except SystemExit as stop:
+        if not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        _stderr.print("interrupted")  # Lightning, which makes a plain failure of it
+        sys.exit(130)
     except Exception as error:
         if traceback or type(error).__module__.startswith(("typer", "click")):
             raise

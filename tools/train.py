@@ -44,7 +44,13 @@ def main(
         _cli.console.print(doing + (f", {processes} processes" if processes > 1 else ""))
         _cli.say_backend(settings)
         with _cli.reading() as reading:
-            trained = fit(settings, place, resume=resume, reading=reading if first else None)
+            trained = fit(
+                settings,
+                place,
+                resume=resume,
+                progress=not (_cli.console.quiet or json_out == Path("-")),
+                reading=reading if first else None,
+            )
     _cli.console.print(f"last checkpoint: {place.last}")
     if trained.best_value is None:
         _cli.console.print("no validation has been reached")

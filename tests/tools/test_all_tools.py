@@ -92,6 +92,7 @@ def test_quiet_and_json(tmp_path: Path, run_tool) -> None:
 
 
 def test_traceback_for_debugging_alone(run_tool, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("VOXELPOOL_DEBUG", "0")  # so that it is taken back
     with pytest.raises(OSError, match=r"nowhere\.bin"):
         run_tool("voxelize", "nowhere.bin", "--config", CONFIG, "--debug")
     monkeypatch.setenv("VOXELPOOL_DEBUG", "0")  # --debug set it
