@@ -23,7 +23,7 @@ from voxelpool.files import atomic_write, refuse_existing
 from voxelpool.models import Precision
 from voxelpool.models.checkpoint import trained_detector_config
 from voxelpool.models.weights import find_weights
-from voxelpool.visualization import BoxGroup, Scene, render_3d, render_bev
+from voxelpool.visualization import FOUND, LABELLED, BoxGroup, Scene, render_3d, render_bev
 
 BOX_FIELDS = ("x", "y", "z", "dx", "dy", "dz", "yaw")
 
@@ -221,7 +221,7 @@ def draw_found(
         BoxGroup(
             shown.boxes,
             label="found",
-            color=(1.0, 0.45, 0.1),
+            color=FOUND,
             scores=shown.scores,
             names=shown.names,
         )
@@ -231,7 +231,7 @@ def draw_found(
         objects = read_label(beside.label)
         known = objects[[row for row, name in enumerate(objects.type) if name in found.classes]]
         boxes = sweep.calibration.boxes_to_lidar(known.location, known.dimensions, known.rotation_y)
-        groups.insert(0, BoxGroup(boxes, label="labelled", color=(0.2, 0.8, 0.3), names=known.type))
+        groups.insert(0, BoxGroup(boxes, label="labelled", color=LABELLED, names=known.type))
     scene = Scene(points=sweep.points, boxes=groups, title=path.stem)
     pictures = [out / f"{path.stem}_bev.png", out / f"{path.stem}_3d.png"]
     render_bev(scene, pictures[0])

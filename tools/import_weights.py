@@ -16,13 +16,13 @@ from torch import Tensor
 from voxelpool.config import load_detector_config
 from voxelpool.errors import CheckpointError
 from voxelpool.files import refuse_existing
+from voxelpool.models.checkpoint import write_checkpoint
 from voxelpool.models.import_weights import (
     Code,
     Format,
     ImportedWeights,
     import_weights,
     read_source,
-    write_checkpoint,
 )
 
 

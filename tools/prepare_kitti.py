@@ -57,8 +57,10 @@ def main(
 
     Example: python tools/prepare_kitti.py data/kitti --cache --gt-database
     """
-    databases = [database_path(root, name) for name in split or ["train"]] if gt_database else []
-    for path in databases:
+    databases = {
+        name: database_path(root, name) for name in (split or ["train"] if gt_database else [])
+    }
+    for path in databases.values():
         if path.exists() and not overwrite:
             raise DataError(f"{path}: is there already; --overwrite replaces it")
     report = check_kitti(
@@ -84,7 +86,7 @@ def main(
     write_json(_values(report), json_out)
     if not report.usable:
         raise typer.Exit(1)
-    for name, path in zip(split or ["train"], databases, strict=False):
+    for name, path in databases.items():
         frames = KittiDataset(root, name, require_labels=True)
         database = build_object_database(frames, progress=progress)
         database.save(path)

@@ -23,11 +23,8 @@ from voxelpool.datasets.kitti import (
 from voxelpool.datasets.sweeps import read_lone_sweep
 from voxelpool.errors import ConfigError, DataError
 from voxelpool.files import refuse_existing
-from voxelpool.visualization import BoxGroup, Scene, render_3d, render_bev
+from voxelpool.visualization import FOUND, LABELLED, BoxGroup, Scene, render_3d, render_bev
 from voxelpool.visualization.window import show
-
-LABELLED = (0.2, 0.8, 0.3)
-FOUND = (1.0, 0.45, 0.1)
 
 
 class View(str, Enum):

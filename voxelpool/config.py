@@ -489,6 +489,9 @@ class ScheduleConfig(_Block):
 class TrainConfig(_Block):
     """The training; defaults are the paper's (section 3.1) where it states one."""
 
+    weights: str | None = None
+    """What the network begins with: a checkpoint, or a name of shipped weights; null begins with
+    random ones."""
     epochs: PositiveInt = 160
     batch_size: PositiveInt = 16
     """Of all processes together."""
@@ -564,7 +567,9 @@ class Config(_Block):
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"anchors name a class twice: {', '.join(self.classes)}")
         for step in self.data.augment:
-            unknown = set(dict(getattr(step, "counts", ()))) - set(self.classes)
+            if not isinstance(step, SampleObjectsConfig):
+                continue
+            unknown = {name for name, _ in step.counts} - set(self.classes)
             if unknown:
                 raise ValueError(
                     f"data.augment: {step.name} names {min(unknown)}, which has no anchors"

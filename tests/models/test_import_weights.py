@@ -22,12 +22,12 @@ from voxelpool.detection.box_coder import decode, face
 from voxelpool.errors import CheckpointError, ConfigError
 from voxelpool.evaluation import evaluate
 from voxelpool.models import VoxelDetector, build_detector, load_detector
+from voxelpool.models.checkpoint import write_checkpoint
 from voxelpool.models.import_weights import (
     ImportedWeights,
     Source,
     import_weights,
     read_source,
-    write_checkpoint,
 )
 from voxelpool.ops import boxes_iou_bev
 

@@ -10,8 +10,8 @@ import torch
 
 from voxelpool.config import Config, parse_config, save_config
 from voxelpool.models import build_detector
+from voxelpool.models.checkpoint import write_checkpoint
 from voxelpool.models.export import open_exported
-from voxelpool.models.import_weights import write_checkpoint
 
 RunTool = Callable[..., tuple[int, str, str]]
 PILLARS = """

@@ -78,6 +78,35 @@ def test_mixed_precision_learns_nearly_the_same(tiny_config: Config, tmp_path: P
     assert losses["bf16"] == pytest.approx(losses["32"], rel=0.1)
 
 
+def test_a_training_begins_with_given_weights(tiny_config: Config, tmp_path: Path) -> None:
+    """With a learning rate of next to nothing they are what it ends with, too."""
+    trained = new_run(tiny_config, tmp_path / "trained")
+    fit(tiny_config, trained, progress=False)
+    still = {"lr": 1e-12, "weight_decay": 0.0, "epochs": 1, "val_every": 1}
+    config = with_train(tiny_config, weights=str(trained.last), **still)
+    module = fit(config, new_run(config, tmp_path / "onward"), progress=False)
+    expected = load_detector(trained.last).named_parameters()
+    found = dict(module.model.named_parameters())
+    assert all(torch.allclose(found[name], value, atol=1e-6) for name, value in expected)
+    fresh = fit(
+        with_train(tiny_config, **still), new_run(config, tmp_path / "fresh"), progress=False
+    )
+    value = fresh.model.state_dict()["rpn.blocks.0.0.weight"]
+    assert not torch.allclose(found["rpn.blocks.0.0.weight"], value, atol=1e-2)
+
+
+def test_weights_to_begin_with_must_fit(tiny_config: Config, tmp_path: Path) -> None:
+    config = with_train(tiny_config, weights="voxelnet_car_sim")
+    with pytest.raises(
+        CheckpointError,
+        match=r"voxelnet_car_sim\.pt: was trained with another configuration.*: grid",
+    ):
+        fit(config, new_run(config, tmp_path / "other"), progress=False)
+    config = with_train(tiny_config, weights="nothing_like_it")
+    with pytest.raises(CheckpointError, match="no such weights"):
+        fit(config, new_run(config, tmp_path / "missing"), progress=False)
+
+
 def test_resume_ends_where_an_uninterrupted_run_does(tiny_config: Config, tmp_path: Path) -> None:
     whole = new_run(tiny_config, tmp_path / "whole")
     fit(tiny_config, whole, progress=False)

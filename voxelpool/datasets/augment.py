@@ -11,6 +11,7 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -246,11 +247,19 @@ class SampleObjects:
             [*sweep.names, *(self.database.names[row] for row in pasted)],
         )
 
+    @cached_property
+    def _rows(self) -> dict[str, NDArray[np.int64]]:
+        """What may be pasted of each class."""
+        return {
+            name: self.database.rows(name, self.min_points, self.max_difficulty)
+            for name in self.counts
+        }
+
     def _draw(self, names: Sequence[str], rng: np.random.Generator) -> NDArray[np.int64]:
         """Rows of the database, in the order of the classes."""
         drawn = [np.zeros(0, np.int64)]
         for name, count in self.counts.items():
-            rows = self.database.rows(name, self.min_points, self.max_difficulty)
+            rows = self._rows[name]
             missing = max(0, count - list(names).count(name))
             drawn.append(rng.choice(rows, min(missing, len(rows)), replace=False))
         return np.concatenate(drawn)

@@ -59,16 +59,14 @@ class ObjectDatabase:
 
     def of_frames(self, frame_ids: Sequence[str]) -> ObjectDatabase:
         """The objects that come from some frames."""
-        rows = np.flatnonzero(np.isin(self.frame_ids, list(frame_ids)))
-        counts = self.counts
-        kept = np.repeat(np.isin(np.arange(len(self)), rows), counts)
+        kept = np.isin(self.frame_ids, list(frame_ids))
         return ObjectDatabase(
-            self.points[kept],
-            np.cumsum([0, *counts[rows]], dtype=np.int64),
-            self.boxes[rows],
-            self.names[rows],
-            self.difficulty[rows],
-            self.frame_ids[rows],
+            self.points[np.repeat(kept, self.counts)],
+            np.cumsum([0, *self.counts[kept]], dtype=np.int64),
+            self.boxes[kept],
+            self.names[kept],
+            self.difficulty[kept],
+            self.frame_ids[kept],
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from voxelpool.config import AnyConfig, ClassifierConfig, Config, dump_config, parse_config
 from voxelpool.errors import CheckpointError, ConfigError
+from voxelpool.files import atomic_write
 from voxelpool.models.classifier import build_classifier
 from voxelpool.models.detector import VoxelDetector, build_detector
 
@@ -90,6 +91,19 @@ def _of_detector(config: AnyConfig, path: str | os.PathLike[str]) -> Config:
     if not isinstance(config, Config):
         raise CheckpointError(f"{path}: is of the classifier {config.model}, no detector")
     return config
+
+
+def write_checkpoint(
+    path: str | os.PathLike[str], config: Config, weights: Mapping[str, Tensor]
+) -> None:
+    """Writes weights with their configuration as a checkpoint that `load_detector` reads.
+
+    Raises:
+        OSError: it cannot be written; nothing is left of it then.
+    """
+    state = {WEIGHTS_PREFIX + name: value for name, value in weights.items()}
+    with atomic_write(path, "wb") as file:
+        torch.save({**config_entry(config), "state_dict": state}, file)
 
 
 def load_detector(path: str | os.PathLike[str], config: Config | None = None) -> VoxelDetector:

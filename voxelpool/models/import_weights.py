@@ -33,8 +33,7 @@ from torch import Tensor
 
 from voxelpool.config import Config, PillarVFEConfig, SparseMiddleConfig
 from voxelpool.errors import CheckpointError, ConfigError
-from voxelpool.files import atomic_write
-from voxelpool.models.checkpoint import CONFIG_KEY, WEIGHTS_PREFIX, config_entry, load_data
+from voxelpool.models.checkpoint import CONFIG_KEY, load_data
 from voxelpool.models.detector import build_detector
 
 Format: TypeAlias = Literal["openpcdet", "mmdet3d", "pointpillars-zhulf0804"]
@@ -356,19 +355,6 @@ def import_weights(
         )
     mapped = tuple((names[ours], ours) for ours in names if ours not in missing)
     return ImportedWeights(weights, mapped, left, tuple(missing), tuple(warnings))
-
-
-def write_checkpoint(
-    path: str | os.PathLike[str], config: Config, weights: Mapping[str, Tensor]
-) -> None:
-    """Writes weights with their configuration as a checkpoint that `load_detector` reads.
-
-    Raises:
-        OSError: it cannot be written; nothing is left of it then.
-    """
-    state = {WEIGHTS_PREFIX + name: value for name, value in weights.items()}
-    with atomic_write(path, "wb") as file:
-        torch.save({**config_entry(config), "state_dict": state}, file)
 
 
 def _their_name(ours: str, origin: _Origin) -> str:

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from voxelpool.errors import CheckpointError
-from voxelpool.models.checkpoint import load_detector
+from voxelpool.models.checkpoint import load_detector, write_checkpoint
 from voxelpool.models.detector import VoxelDetector
-from voxelpool.models.import_weights import write_checkpoint
 
 SUFFIX = ".pt"
 _PACKAGE = Path(__file__).parents[1]

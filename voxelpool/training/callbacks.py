@@ -14,9 +14,7 @@ from voxelpool.datasets.kitti import Frame, spread_rows
 from voxelpool.detection import Detections
 from voxelpool.training import distributed
 from voxelpool.training.data import SweepBatch
-from voxelpool.visualization import BoxGroup, Scene, draw_bev
-
-_LABELLED, _FOUND = (0.35, 0.85, 0.4), (1.0, 0.55, 0.2)
+from voxelpool.visualization import FOUND, LABELLED, BoxGroup, Scene, draw_bev
 
 
 class DrawnFrames(lightning.Callback):
@@ -62,16 +60,15 @@ class DrawnFrames(lightning.Callback):
         return self.config.train.drawn_frames
 
     def _picture(self, frame: Frame, found: Detections) -> np.ndarray:
-        classes = self.config.classes
-        shown = found.scores >= self.score
+        shown = found[found.scores >= self.score]
         groups = [
-            BoxGroup(frame.boxes, "labelled", _LABELLED, names=frame.names),
+            BoxGroup(frame.boxes, "labelled", LABELLED, names=frame.names),
             BoxGroup(
-                found.boxes[shown].float(),
+                shown.boxes,
                 f"found, {self.score:g} or surer",
-                _FOUND,
-                scores=found.scores[shown].float(),
-                names=[classes[row] for row in found.class_ids[shown].tolist()],
+                FOUND,
+                scores=shown.scores,
+                names=shown.names,
             ),
         ]
         x0, y0, _, x1, y1, _ = self.config.grid.range

@@ -192,7 +192,7 @@ class DetectorModule(TrainedModule):
             assert frame.objects is not None, "validation frames are read with their labels"
             labels.append(frame.objects)
         results = [
-            result_objects(detections, frame, self.config.classes)
+            result_objects(detections, frame)
             for frame, detections in zip(batch.frames, found, strict=True)
         ]
         self._validated.append((distributed.rank() + index * distributed.size(), labels, results))

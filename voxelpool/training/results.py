@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 
 from torch.utils.data import DataLoader, Dataset
@@ -13,18 +13,17 @@ from voxelpool.models import Precision, VoxelDetector
 from voxelpool.training.data import collate
 
 
-def result_objects(found: Detections, frame: Frame, classes: Sequence[str]) -> KittiObjects:
+def result_objects(found: Detections, frame: Frame) -> KittiObjects:
     """The detections of a frame as KITTI writes them; what lies outside its image is left out.
 
     Args:
-        found: boxes, scores and rows of ``classes``.
+        found: boxes, scores and classes.
         frame: the frame that they were found in; its calibration and image size are used.
-        classes: names of the classes.
     """
     return results_from_boxes(
         found.boxes.double().cpu().numpy(),
         found.scores.double().cpu().numpy(),
-        [classes[row] for row in found.class_ids.tolist()],
+        found.names,
         frame.calibration,
         frame.image_size,
     )
@@ -55,4 +54,4 @@ def detect_frames(
     for batch in loader:
         batch = batch.to(detector.anchors.device)
         (found,) = detector.detect(batch.points, batch.batch, batch.batch_size, precision=precision)
-        yield batch.frames[0], result_objects(found, batch.frames[0], classes)
+        yield batch.frames[0], result_objects(found, batch.frames[0])

@@ -28,8 +28,9 @@ from voxelpool.config import AnyConfig, ClassifierConfig, Config, load_config, s
 from voxelpool.datasets.objects import Progress
 from voxelpool.errors import CheckpointError, ConfigError
 from voxelpool.files import refuse_existing
-from voxelpool.models import load_checkpoint
+from voxelpool.models import load_checkpoint, load_classifier, load_detector
 from voxelpool.models.checkpoint import first_difference
+from voxelpool.models.weights import find_weights
 from voxelpool.nn import synchronise_norms
 from voxelpool.training import distributed
 from voxelpool.training.callbacks import BrokenFrames, DrawnFrames
@@ -219,7 +220,8 @@ def fit(
             processes.
         DataError: the data set cannot be read.
         TrainingError: the loss became NaN or infinite; names the frames.
-        CheckpointError: the checkpoint is unreadable or of another network.
+        CheckpointError: the checkpoint, or what the configuration wants to begin with, is
+            unreadable or of another network.
     """
     if config.train.precision == "16" and not torch.cuda.is_available():
         raise ConfigError("train.precision: 16 needs CUDA; bf16 is the half precision for the CPU")
@@ -247,6 +249,8 @@ def _fit(
     else:
         module = DetectorModule(config)
     train = config.train
+    if train.weights is not None and not resume:
+        _begin_with(module, find_weights(train.weights))
     if train.sync_batchnorm:
         synchronise_norms(module.model)
     folder = run.last.parent
@@ -292,6 +296,16 @@ def _fit(
     if best.best_model_score is not None:
         module.best_value = float(best.best_model_score)
     return module
+
+
+def _begin_with(module: TrainedModule, path: Path) -> None:
+    """Gives an untrained network the weights of one that was trained."""
+    config = module.config
+    if isinstance(config, ClassifierConfig):
+        trained = load_classifier(path, config)
+    else:
+        trained = load_detector(path, config)
+    module.model.load_state_dict(trained.state_dict())
 
 
 def _averaging(decay: float) -> Callback:

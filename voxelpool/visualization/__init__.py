@@ -4,9 +4,11 @@ from voxelpool.visualization.bars import Bar, Curve, Panel, draw_bars
 from voxelpool.visualization.bev import draw_bev, render_bev
 from voxelpool.visualization.confusion import draw_confusion
 from voxelpool.visualization.perspective import render_3d
-from voxelpool.visualization.scene import BoxGroup, Scene
+from voxelpool.visualization.scene import FOUND, LABELLED, BoxGroup, Scene
 
 __all__ = [
+    "FOUND",
+    "LABELLED",
     "Bar",
     "BoxGroup",
     "Curve",

@@ -15,6 +15,9 @@ from voxelpool.structures import Boxes3D
 
 ColorBy = Literal["height", "reflectance", "range"]
 
+LABELLED, FOUND = (0.2, 0.8, 0.3), (1.0, 0.45, 0.1)
+"""The colours of boxes that a label file names, and of those that a detector found."""
+
 # Dark blue to pale yellow, ever lighter: legible on a dark background, and in grey.
 _COLORMAP = np.array(
     [[58, 76, 160], [46, 120, 190], [42, 160, 170], [96, 196, 128], [190, 220, 96], [252, 240, 170]]
