@@ -20,14 +20,13 @@ import numpy as np
 import pytest
 import torch
 import typer
-import yaml
 
 from voxelpool import ops
 from voxelpool.config import ConfigError, load_config
 from voxelpool.datasets.kitti import KittiDataset, write_sweep
 from voxelpool.datasets.sweeps import write_points
 from voxelpool.models import build_detector
-from voxelpool.models.import_weights import write_checkpoint
+from voxelpool.models.checkpoint import write_checkpoint
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -103,7 +102,7 @@ def inline_commands() -> list[tuple[str, list[str]]]:
 
 
 def test_every_language_is_known() -> None:
-    known = {"bash", "python", "text", "cpp", "yaml", "{toctree}", "{eval-rst}"}
+    known = {"bash", "python", "text", "cpp", "{toctree}", "{eval-rst}"}
     assert {block.language for block in BLOCKS} <= known
     assert len(PYTHON) > 5 and len(BASH) > 10
 
@@ -292,15 +291,10 @@ def test_commands_in_the_text(page: str, words: list[str], tools: Tools) -> None
     check_command(words, tools)
 
 
-@pytest.mark.parametrize("block", [one for one in BLOCKS if one.language == "yaml"], ids=str)
-def test_yaml(block: Block) -> None:
-    yaml.safe_load(block.text)
-
-
 def test_reasons_are_reasons() -> None:
     """A marker belongs to a block, and says something."""
     for page in PAGES:
-        markers = len(re.findall("<!-- not run", page.read_text(encoding="utf-8")))
+        markers = len(re.findall("^<!-- not run", page.read_text(encoding="utf-8"), flags=re.M))
         marked = [block for block in BLOCKS if block.page == page and block.reason is not None]
         assert markers <= len(marked), page
     with pytest.raises(ConfigError):
