@@ -34,7 +34,7 @@ sanitize: install  ## run the op tests under the address, undefined and thread s
 	.ci/sanitize
 
 docs: install  ## build the manual into docs/_build; a dead link fails
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e ".[docs]"
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt sphinx myst-parser furo
 	$(BIN)/python docs/_config_page.py
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
 	@echo docs/_build/index.html

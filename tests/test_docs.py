@@ -23,7 +23,12 @@ import typer
 
 from voxelpool import ops
 from voxelpool.config import ConfigError, load_config
-from voxelpool.datasets.kitti import KittiDataset, write_sweep
+from voxelpool.datasets.kitti import (
+    KittiDataset,
+    results_from_boxes,
+    write_result,
+    write_sweep,
+)
 from voxelpool.datasets.sweeps import write_points
 from voxelpool.models import build_detector
 from voxelpool.models.checkpoint import write_checkpoint
@@ -222,6 +227,14 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = root / "runs" / "demo" / "checkpoints" / f"{name}.ckpt"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_checkpoint(path, config, network.state_dict())
+    results = root / "runs" / "demo" / "results"
+    results.mkdir()
+    frames = KittiDataset(root / "data" / "simulated", "val", require_labels=True)
+    for frame in (frames[row] for row in range(len(frames))):
+        found = results_from_boxes(
+            frame.boxes, [0.9, 0.4], frame.names, frame.calibration, frame.image_size
+        )
+        write_result(results / f"{frame.frame_id}.txt", found)
     torch.save({"state_dict": network.state_dict()}, root / "latest.pth")
     return root
 
