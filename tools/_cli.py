@@ -180,6 +180,10 @@ def _ending(traceback: bool) -> Iterator[None]:
         if traceback:
             raise
         _fail(_one_line(error))
+    except ImportError as error:
+        if traceback:
+            raise
+        _fail(f"a package that this needs does not load: {_one_line(error)}")
     except KeyboardInterrupt:
         if traceback:
             raise
