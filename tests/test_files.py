@@ -124,3 +124,20 @@ def test_durable_files_are_forced_to_the_disk(
     with atomic_write(tmp_path / "b.bin", "wb") as file:
         file.write(b"whole")
     assert len(forced) == 1
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    target = tmp_path / "made"
+    target.mkdir()
+    (target / "old").write_text("old")
+    with pytest.raises(RuntimeError), atomic_directory(target, replace=True) as folder:
+        (folder / "new").write_text("new")
+        raise RuntimeError
+    assert [path.name for path in target.iterdir()] == ["old"]
+    with atomic_directory(target, replace=True) as folder:
+        (folder / "new").write_text("new")
+        assert [path.name for path in target.iterdir()] == ["old"]
+    assert [path.name for path in target.iterdir()] == ["new"]
+    with atomic_directory(tmp_path / "fresh", replace=True) as folder:
+        (folder / "a").write_text("")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "made"]

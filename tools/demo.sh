@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole job on simulated data: simulate, train, evaluate, detect, draw. Called by `make demo`.
+# The whole job on simulated data: simulate, train, evaluate, detect, report. Called by `make demo`.
 # DEMO=short runs every step on a few frames, to see that all is in place.
 set -euo pipefail
 
@@ -19,19 +19,22 @@ if [ -e "$run" ]; then
   echo "an earlier demo is kept as $kept"
 fi
 
-step "1/4 simulate $frames frames in KITTI's layout, $val of them for validation"
+step "1/5 simulate $frames frames in KITTI's layout, $val of them for validation"
 python tools/simulate.py "$data" --frames "$frames" --val-frames "$val" --seed 0 \
   --workers "$workers" --resume
 
-step "2/4 train VoxelNet on the others, with their cars pasted into one another"
+step "2/5 train VoxelNet on the others, with their cars pasted into one another"
 python tools/prepare_kitti.py "$data" --split train --gt-database --overwrite
 python tools/train.py configs/demo.yaml "${options[@]}" --run "$run"
 
-step "3/4 evaluate on the $val frames that it has not seen"
+step "3/5 evaluate on the $val frames that it has not seen"
 python tools/evaluate.py configs/demo.yaml "${options[@]}" \
   --checkpoint "$run/checkpoints/last.ckpt" --results "$run/results" --json "$run/ap.json"
 
-step "4/4 detect and draw three of them"
+step "4/5 detect and draw three of them"
 mapfile -t shown < <(head -3 "$data/ImageSets/val.txt" | sed "s,.*,$data/training/velodyne/&.bin,")
 python tools/detect.py configs/demo.yaml "${shown[@]}" \
   --checkpoint "$run/checkpoints/last.ckpt" -o "$run/detections" --png
+
+step "5/5 report on the training, by the results of step 3"
+python tools/report.py "$run" --results "$run/results" --json "$run/report.json"

@@ -17,7 +17,6 @@ from rich.table import Table
 
 from voxelpool.config import ClassifierConfig, Config, load_config
 from voxelpool.datasets.kitti import (
-    KittiDataset,
     KittiObjects,
     read_label,
     read_result,
@@ -30,13 +29,12 @@ from voxelpool.evaluation import (
     MIN_IOU,
     ClassificationScores,
     KittiResult,
-    classification_scores,
     evaluate,
     table_rows,
 )
 from voxelpool.files import atomic_directory, refuse_existing
-from voxelpool.models import Precision, load_classifier, load_detector
-from voxelpool.training import ObjectData, class_probabilities, detect_frames
+from voxelpool.models import Precision
+from voxelpool.training import classify_split, detect_split
 from voxelpool.visualization import draw_confusion
 
 CLASSES = ["Car", "Pedestrian", "Cyclist"]
@@ -118,12 +116,15 @@ def main(
                     f"{config}: is a classifier; --results, --classes, --min-iou and --precision "
                     "are for detectors"
                 )
-            scores = classify_split(settings, checkpoint, split, device)
+            with _cli.reading() as reading:
+                scores = classify_split(
+                    settings, checkpoint, split=split, device=device, progress=reading
+                )
             picture = picture or checkpoint.with_name("confusion.png")
             report_classes(scores, settings, picture, json_out)
             return
         classes = classes or list(settings.classes)
-        truth, found = detect_split(settings, checkpoint, split, results, device, precision)
+        truth, found = detect(settings, checkpoint, split, results, device, precision)
     else:
         if checkpoint is not None or labels is None or results is None:
             raise ConfigError("give --labels and --results, or CONFIG and --checkpoint")
@@ -132,7 +133,7 @@ def main(
     report(evaluate(truth, found, classes, overlaps), classes, overlaps, json_out)
 
 
-def detect_split(
+def detect(
     config: Config,
     checkpoint: Path,
     split: Path | None,
@@ -143,50 +144,18 @@ def detect_split(
     """Detects in every frame of a split; writes the results to ``out`` if there is one."""
     if out is not None:
         refuse_existing(out)
-    detector = load_detector(checkpoint, config).to(device)
     _cli.say_backend(config, device)
-    frames = KittiDataset(
-        config.data.root,
-        split or config.data.val_split,
-        classes=config.classes,
-        crop_to_image=config.data.crop_to_image,
-        require_labels=True,
-        limit=None if split else config.data.val_limit,
-    )
     truth, found = [], []
-    detected = detect_frames(
-        detector, frames, num_workers=config.data.num_workers, precision=precision
-    )
-    with nullcontext() if out is None else atomic_directory(out) as folder:
-        for frame, objects in _cli.progress(detected, "detecting", total=len(frames)):
+    with nullcontext() if out is None else atomic_directory(out) as folder, _cli.reading() as bar:
+        for frame, objects in detect_split(
+            config, checkpoint, split=split, device=device, precision=precision, progress=bar
+        ):
             assert frame.objects is not None, "frames are read with their labels"
             truth.append(frame.objects)
             found.append(objects)
             if folder is not None:
                 write_result(folder / f"{frame.frame_id}.txt", objects)
     return truth, found
-
-
-def classify_split(
-    config: ClassifierConfig, checkpoint: Path, split: Path | None, device: str
-) -> ClassificationScores:
-    """Classifies every object of a split."""
-    if split is not None:
-        objects = config.objects.model_copy(update={"val_split": str(split), "val_limit": None})
-        config = config.model_copy(update={"objects": objects})
-    classifier = load_classifier(checkpoint, config).to(device)
-    with _cli.reading() as reading:
-        objects = ObjectData(config, progress=reading, training=False).val_objects
-    labels, predicted = [], []
-    with _cli.progress_bar() as bar:
-        task = bar.add_task("classifying", total=len(objects))
-        for probabilities, truth in class_probabilities(classifier, objects, config, device=device):
-            labels.append(truth)
-            predicted.append(probabilities.argmax(1))
-            bar.advance(task, len(truth))
-    return classification_scores(
-        torch.cat(labels).numpy(), torch.cat(predicted).numpy(), config.classes
-    )
 
 
 def report_classes(

@@ -20,6 +20,9 @@ def main(
         int, typer.Option(help="how many of them, the last ones, are for validation")
     ] = 0,
     seed: Annotated[int, typer.Option(help="of all randomness")] = 0,
+    label_lift: Annotated[
+        float, typer.Option(help="how far above the ground labels stand, metres; KITTI's 0.05")
+    ] = 0.0,
     workers: Annotated[int, typer.Option(help="processes, of one thread each")] = 1,
     resume: Annotated[
         bool, typer.Option("--resume", help="complete a data set of the same settings")
@@ -34,11 +37,11 @@ def main(
     """
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, got {workers}")
-    missing = prepare(out, Settings(frames, val_frames, seed), resume=resume)
+    missing = prepare(out, Settings(frames, val_frames, seed, label_lift), resume=resume)
     if not missing:
         console.print(escape(f"{out}: all {frames} frames are there"), highlight=False)
         return
-    done = write_frames(out, seed, missing, workers=workers)
+    done = write_frames(out, seed, missing, workers=workers, label_lift=label_lift)
     for _ in progress(done, "simulating", total=len(missing)):
         pass
     split = f"{frames - val_frames} for training, {val_frames} for validation"

@@ -62,11 +62,12 @@ def atomic_write(
 
 
 @contextmanager
-def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
     """Makes a temporary folder beside ``path`` and renames it to ``path`` once it is complete.
 
     Args:
         path: the folder to create, with its parents. It may exist only if it is empty.
+        replace: it may exist and hold anything, which is then deleted, at the end.
 
     Yields:
         The temporary folder, to be filled.
@@ -76,7 +77,8 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: the parent is read-only or full; names ``path``.
     """
     path = Path(path)
-    refuse_existing(path)
+    if not replace:
+        refuse_existing(path)
     temporary = _temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,10 +87,24 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise _cannot_write(error, path) from error
     try:
         yield temporary
-        os.replace(temporary, path)
+        _put_in_place(temporary, path, replace)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _put_in_place(temporary: Path, path: Path, replace: bool) -> None:
+    if not (replace and path.is_dir()):
+        os.replace(temporary, path)
+        return
+    former = _temporary_beside(path)
+    os.replace(path, former)
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        os.replace(former, path)
+        raise
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def refuse_existing(path: str | os.PathLike[str]) -> None:

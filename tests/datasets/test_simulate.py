@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -495,6 +496,29 @@ def test_a_frame_depends_on_seed_and_index_only() -> None:
         assert first.sweep.points.tobytes() != other.tobytes()
 
 
+def test_labels_may_stand_above_the_ground(tmp_path: Path) -> None:
+    """As high as asked in the LiDAR's frame; what the sensor sees stays."""
+    plain, lifted = simulate_frame(3, 1), simulate_frame(3, 1, label_lift=0.05)
+    assert plain.sweep.points.tobytes() == lifted.sweep.points.tobytes()
+    boxes = [
+        frame.calibration.boxes_to_lidar(
+            frame.objects.location[known],
+            frame.objects.dimensions[known],
+            frame.objects.rotation_y[known],
+        )
+        for frame in (plain, lifted)
+        for known in [[name != "DontCare" for name in frame.objects.type]]
+    ]
+    assert len(boxes[0]) > 0
+    lift = np.broadcast_to([0, 0, 0.05, 0, 0, 0, 0], boxes[0].shape)
+    np.testing.assert_allclose(boxes[1] - boxes[0], lift, atol=1e-6)
+    settings = Settings(1, seed=3, label_lift=0.05)
+    prepare(tmp_path / "a", settings)
+    (tmp_path / "a" / "simulate.json").write_text('{"frames": 1, "val_frames": 0, "seed": 3}')
+    with pytest.raises(DataError, match=r"started with label_lift=0\.0, not 0\.05"):
+        prepare(tmp_path / "a", settings, resume=True)
+
+
 def test_the_order_of_writing_does_not_matter(tmp_path: Path) -> None:
     for name, order in (("a", [0, 1, 2]), ("b", [2, 0, 1])):
         prepare(tmp_path / name, Settings(3, 1, 7))
@@ -552,6 +576,7 @@ def test_a_foreign_folder_is_not_continued(tmp_path: Path) -> None:
         (lambda: Settings(2, 3), "val_frames must be between 0 and frames=2"),
         (lambda: Settings(2, -1), "val_frames"),
         (lambda: Settings(2, seed=-1), "seed must not be negative"),
+        (lambda: Settings(2, label_lift=math.nan), "label_lift must be between -1 and 1"),
         (lambda: list(write_frames(Path(), 0, [0], workers=0)), "workers must be at least 1"),
     ],
 )

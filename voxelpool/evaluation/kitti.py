@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from voxelpool.errors import ConfigError
-from voxelpool.evaluation.matching import Matching, precision_curves
+from voxelpool.evaluation.matching import RECALL_SLOTS, Matching, precision_curves
 from voxelpool.evaluation.objects import Bools, FlatObjects, Floats, Ints, KittiObjects, fold
 from voxelpool.evaluation.overlaps import Candidates, OverlapSet, compute_overlaps
 
@@ -36,6 +36,10 @@ MIN_IOU: Mapping[str, float] = {
 }
 """Overlap that a match must exceed. The devkit knows Car, Pedestrian and Cyclist; the rest follow
 the class they resemble."""
+LOOSE_IOU: Mapping[str, float] = {
+    name: {0.7: 0.5, 0.5: 0.25}[overlap] for name, overlap in MIN_IOU.items()
+}
+"""Overlap that shows whether an object was seen at all, rather than how well its box fits."""
 
 _NEIGHBOURS = {"Car": "Van", "Pedestrian": "Person_sitting"}
 _MIN_HEIGHT = (40, 25, 25)  # pixels
@@ -72,13 +76,24 @@ class KittiResult:
     num_ground_truth: Mapping[str, tuple[int, int, int]]
     num_frames: int
 
+    def precision_recall(self, class_name: str, metric: str) -> tuple[Floats, Floats]:
+        """Gives (41,) recall and (3, 41) precision at easy, moderate, hard, both from 0 to 1.
+
+        Precision (for "aos", orientation similarity) is that of `curves`: interpolated, and 0
+        where the recall is not reached.
+
+        Raises:
+            KeyError: the class or the metric was not evaluated.
+        """
+        return np.linspace(0, 1, RECALL_SLOTS), self.curves[class_name][metric]
+
     def average_precision(self, class_name: str, metric: str) -> dict[str, list[float]]:
         """Gives {"R40": [easy, moderate, hard], "R11": [...]} in percent.
 
         Raises:
             KeyError: the class or the metric was not evaluated.
         """
-        curve = self.curves[class_name][metric]
+        _, curve = self.precision_recall(class_name, metric)
         return {
             "R40": [100.0 * math.fsum(row[_R40_SLOTS]) / 40 for row in curve],
             "R11": [100.0 * math.fsum(row[_R11_SLOTS]) / 11 for row in curve],
@@ -155,14 +170,11 @@ def evaluate(
     """
     if len(labels) != len(results):
         raise ValueError(f"{len(labels)} frames of labels but {len(results)} frames of results")
-    overlap_of = _checked_min_iou(classes, min_iou)
+    overlap_of = checked_min_iou(classes, min_iou)
     truth = FlatObjects.from_frames(labels, "labels", scored=False)
     detected = FlatObjects.from_frames(results, "results", scored=True)
 
-    wanted = {fold(name) for c in classes for name in (c, _NEIGHBOURS.get(c)) if name}
-    overlaps = compute_overlaps(
-        truth, detected, truth.is_any(wanted), truth.is_any({fold("DontCare")})
-    )
+    overlaps = class_overlaps(truth, detected, classes)
     similarity = None
     if not np.any(detected.alpha == _NO_ALPHA):
         pairs = overlaps.image
@@ -171,7 +183,7 @@ def evaluate(
     curves: dict[str, dict[str, Floats]] = {}
     counts: dict[str, tuple[int, int, int]] = {}
     for name in classes:
-        flags = [_flags(truth, detected, name, difficulty) for difficulty in range(3)]
+        flags = [object_flags(truth, detected, name, difficulty) for difficulty in range(3)]
         of_class = _class_curves(
             name, flags, truth, detected, overlaps, similarity, overlap_of[name]
         )
@@ -231,7 +243,7 @@ def _class_curves(
     return curves
 
 
-def _flags(
+def object_flags(
     truth: FlatObjects, detected: FlatObjects, name: str, difficulty: int
 ) -> tuple[Ints, Ints]:
     """Says of every object whether it counts (0), is ignored (1) or is invisible (-1)."""
@@ -254,7 +266,18 @@ def _flags(
     return gt_flag, det_flag.astype(np.int64)
 
 
-def _checked_min_iou(classes: Sequence[str], given: Mapping[str, float] | None) -> dict[str, float]:
+def class_overlaps(truth: FlatObjects, detected: FlatObjects, classes: Sequence[str]) -> OverlapSet:
+    """Overlaps of all detections with the objects of some classes and of those like them."""
+    wanted = {fold(name) for c in classes for name in (c, _NEIGHBOURS.get(c)) if name}
+    return compute_overlaps(truth, detected, truth.is_any(wanted), truth.is_any({fold("DontCare")}))
+
+
+def checked_min_iou(classes: Sequence[str], given: Mapping[str, float] | None) -> dict[str, float]:
+    """The overlap that a match must exceed, of each class.
+
+    Raises:
+        ConfigError: a class is unknown, or an overlap is not in [0, 1).
+    """
     given = dict(given or {})
     for name in (*classes, *given):
         if name not in MIN_IOU:

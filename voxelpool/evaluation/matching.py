@@ -82,6 +82,21 @@ def precision_curves(matching: Matching, min_overlap: float) -> tuple[Floats, Fl
     return _interpolated(true, total), _interpolated(agreement.sum(axis=1), total)
 
 
+def surest_pairs(matching: Matching, min_overlap: float) -> Ints:
+    """Lets each object, in file order, take its surest detection that is still free.
+
+    Returns:
+        The pairs that match. Ignored detections are in none; ignored objects may be.
+    """
+    m = matching
+    pair = np.flatnonzero(
+        (m.overlap > min_overlap) & (m.gt_flag[m.gt] >= 0) & (m.det_flag[m.det] == 0)
+    )
+    by_score = np.lexsort((pair, -m.score[m.det[pair]], m.gt[pair]))
+    chosen = _greedy_choice(m, pair[by_score], np.array([-np.inf]))
+    return chosen[chosen >= 0]
+
+
 def score_thresholds(scores: Floats, num_ground_truth: int) -> Floats:
     """Picks the scores at which recall comes closest to each multiple of 1/40.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
@@ -19,8 +20,8 @@ from voxelpool.datasets.augment import frame_generator
 from voxelpool.datasets.kitti import spread_rows
 from voxelpool.datasets.objects import ObjectSet, Progress, load_objects, sample_rows
 from voxelpool.errors import DataError
-from voxelpool.evaluation.classification import classification_scores
-from voxelpool.models import classifier_of
+from voxelpool.evaluation.classification import ClassificationScores, classification_scores
+from voxelpool.models import classifier_of, load_classifier
 from voxelpool.ops import occupancy_grid
 from voxelpool.structures import VoxelGrid
 from voxelpool.training import distributed
@@ -496,3 +497,42 @@ def class_probabilities(
             inputs = network_inputs(batch, config, moves if vote else None)
             total = total + classifier(inputs).float().softmax(1)
         yield (total / votes).cpu(), batch.labels.cpu()
+
+
+def classify_split(
+    config: ClassifierConfig,
+    checkpoint: str | os.PathLike[str],
+    *,
+    split: str | os.PathLike[str] | None = None,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> ClassificationScores:
+    """Classifies every object of a split with a trained classifier.
+
+    Args:
+        config: what it must fit, and the data.
+        checkpoint: its weights.
+        split: another one than its objects.val_split, without its objects.val_limit.
+        device: where it computes.
+        progress: called while objects are read, and with "classifying", objects done and in all.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged or of another network.
+        DataError: the objects cannot be read.
+    """
+    if split is not None:
+        changed = config.objects.model_copy(update={"val_split": str(split), "val_limit": None})
+        config = config.model_copy(update={"objects": changed})
+    classifier = load_classifier(checkpoint, config).to(device)
+    objects = ObjectData(config, progress=progress, training=False).val_objects
+    labels, predicted = [], []
+    done = 0
+    for probabilities, truth in class_probabilities(classifier, objects, config, device=device):
+        labels.append(truth)
+        predicted.append(probabilities.argmax(1))
+        done += len(truth)
+        if progress is not None:
+            progress("classifying", done, len(objects))
+    return classification_scores(
+        torch.cat(labels).numpy(), torch.cat(predicted).numpy(), config.classes
+    )

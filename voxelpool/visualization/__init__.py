@@ -1,8 +1,16 @@
-"""Pictures of sweeps and boxes, of what was taken for what, and of variants compared."""
+"""Pictures of sweeps and boxes, of what was taken for what, charts, and pages of them."""
 
 from voxelpool.visualization.bars import Bar, Curve, Panel, draw_bars
 from voxelpool.visualization.bev import draw_bev, render_bev
-from voxelpool.visualization.confusion import draw_confusion
+from voxelpool.visualization.confusion import confusion_picture, draw_confusion
+from voxelpool.visualization.curves import (
+    Line,
+    draw_groups,
+    draw_histogram,
+    draw_lines,
+    smoothed,
+)
+from voxelpool.visualization.page import Picture, Section, Table, page
 from voxelpool.visualization.perspective import render_3d
 from voxelpool.visualization.scene import FOUND, LABELLED, BoxGroup, Scene
 
@@ -12,11 +20,21 @@ __all__ = [
     "Bar",
     "BoxGroup",
     "Curve",
+    "Line",
     "Panel",
+    "Picture",
     "Scene",
+    "Section",
+    "Table",
+    "confusion_picture",
     "draw_bars",
     "draw_bev",
     "draw_confusion",
+    "draw_groups",
+    "draw_histogram",
+    "draw_lines",
+    "page",
     "render_3d",
     "render_bev",
+    "smoothed",
 ]

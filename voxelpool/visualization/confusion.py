@@ -24,10 +24,7 @@ def draw_confusion(
     *,
     title: str = "",
 ) -> None:
-    """Writes a confusion matrix as PNG.
-
-    A row is what objects are, a column what they were taken for. Cells hold counts and the share
-    of their row in percent, and are as dark as that share: blue where right, red where wrong.
+    """Draws a confusion matrix as `confusion_picture` and writes it as PNG.
 
     Args:
         confusion: (K, K) counts.
@@ -39,6 +36,27 @@ def draw_confusion(
         DataError: shapes that do not fit, or counts below 0.
         OSError: it cannot be written.
     """
+    picture = confusion_picture(confusion, classes, title=title)
+    with atomic_write(path, "wb") as file:
+        picture.save(file, format="PNG")
+
+
+def confusion_picture(
+    confusion: ArrayLike, classes: Sequence[str], *, title: str = ""
+) -> Image.Image:
+    """Draws a confusion matrix.
+
+    A row is what objects are, a column what they were taken for. Cells hold counts and the share
+    of their row in percent, and are as dark as that share: blue where right, red where wrong.
+
+    Args:
+        confusion: (K, K) counts.
+        classes: K names.
+        title: above the matrix.
+
+    Raises:
+        DataError: shapes that do not fit, or counts below 0.
+    """
     counts = np.asarray(confusion)
     size = len(classes)
     if counts.shape != (size, size) or not size:
@@ -49,9 +67,7 @@ def draw_confusion(
     shares = np.divide(
         counts, totals[:, None], out=np.zeros(counts.shape), where=totals[:, None] > 0
     )
-    picture = _draw(counts, shares, [str(name) for name in classes], title)
-    with atomic_write(path, "wb") as file:
-        picture.save(file, format="PNG")
+    return _draw(counts, shares, [str(name) for name in classes], title)
 
 
 def _draw(counts: np.ndarray, shares: np.ndarray, classes: list[str], title: str) -> Image.Image:

@@ -78,6 +78,8 @@ def label(
     sweep: Sweep,
     calibration: Calibration,
     image_size: tuple[int, int],
+    *,
+    lift: float = 0.0,
 ) -> KittiObjects:
     """What an annotator would write of the scene.
 
@@ -87,6 +89,7 @@ def label(
         sweep: its sweep: occlusion and point counts come from it.
         calibration: of the frame.
         image_size: (width, height) in pixels.
+        lift: how far above the objects the annotator puts the boxes, metres.
 
     Returns:
         The objects in the image, in the scene's order, then DontCare regions. ``occluded`` is 0
@@ -94,6 +97,7 @@ def label(
         the 2D box that is outside the image.
     """
     boxes = scene.boxes
+    boxes[:, 2] += lift
     count = len(boxes)
     if not count:
         return KittiObjects.empty()

@@ -43,12 +43,15 @@ class Settings:
         frames: how many there are.
         val_frames: how many of them, the last ones, are for validation.
         seed: of all randomness; frame i depends on it and on i only.
+        label_lift: how far above the ground labels stand, metres; the rest does not depend on it.
+            KITTI's cars stand some 0.05 m above it (docs/sim_to_real.md).
         version: of the simulator.
     """
 
     frames: int
     val_frames: int = 0
     seed: int = 0
+    label_lift: float = 0.0
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -60,6 +63,8 @@ class Settings:
             )
         if self.seed < 0:
             raise DataError(f"seed must not be negative, got {self.seed}")
+        if not abs(self.label_lift) <= 1:
+            raise DataError(f"label_lift must be between -1 and 1 m, got {self.label_lift}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,14 +77,14 @@ class SimulatedFrame:
     objects: KittiObjects
 
 
-def simulate_frame(seed: int, index: int) -> SimulatedFrame:
+def simulate_frame(seed: int, index: int, label_lift: float = 0.0) -> SimulatedFrame:
     """Frame ``index`` of the data set of ``seed``: always the same."""
     for attempt in range(_ATTEMPTS):
         rng = np.random.default_rng([seed, index, attempt])
         scene = make_scene(rng)
         calibration = draw_calibration(rng)
         sweep = scan(rng, scene)
-        objects = label(rng, scene, sweep, calibration, DEFAULT_IMAGE_SIZE)
+        objects = label(rng, scene, sweep, calibration, DEFAULT_IMAGE_SIZE, lift=label_lift)
         if any(name != DONT_CARE for name in objects.type):
             return SimulatedFrame(scene, sweep, calibration, objects)
     raise DataError(f"no scene with an object in {_ATTEMPTS} attempts (seed {seed}, frame {index})")
@@ -130,9 +135,9 @@ def _paths(root: Path, index: int) -> tuple[Path, Path, Path]:
     )
 
 
-def write_frame(root: Path, seed: int, index: int) -> None:
+def write_frame(root: Path, seed: int, index: int, label_lift: float = 0.0) -> None:
     """Simulates a frame and writes its files; the sweep comes last and marks it as complete."""
-    frame = simulate_frame(seed, index)
+    frame = simulate_frame(seed, index, label_lift)
     sweep, labels, calib = _paths(root, index)
     frame.calibration.save(calib)
     write_label(labels, frame.objects, decimals=2)
@@ -188,14 +193,17 @@ def _check_settings(file: Path, settings: Settings) -> None:
     if not isinstance(found, dict):
         raise DataError(f"{file}: expected an object of settings")
     for key, value in asdict(settings).items():
-        if found.get(key) != value:
+        begun = found.get(key, 0.0 if key == "label_lift" else None)  # which came later
+        if begun != value:
             raise DataError(
-                f"{file}: the data set was started with {key}={found.get(key)}, not {value}; "
+                f"{file}: the data set was started with {key}={begun}, not {value}; "
                 "give the same settings or another folder"
             )
 
 
-def write_frames(root: Path, seed: int, indices: list[int], *, workers: int = 1) -> Iterator[int]:
+def write_frames(
+    root: Path, seed: int, indices: list[int], *, workers: int = 1, label_lift: float = 0.0
+) -> Iterator[int]:
     """Writes frames into a prepared folder, on ``workers`` processes of one thread each.
 
     Yields:
@@ -203,7 +211,7 @@ def write_frames(root: Path, seed: int, indices: list[int], *, workers: int = 1)
     """
     if workers < 1:
         raise DataError(f"workers must be at least 1, got {workers}")
-    tasks = [(root, seed, index) for index in indices]
+    tasks = [(root, seed, index, label_lift) for index in indices]
     if workers == 1 or len(tasks) < 2:
         yield from map(_task, tasks)
         return
@@ -212,7 +220,7 @@ def write_frames(root: Path, seed: int, indices: list[int], *, workers: int = 1)
         yield from pool.imap_unordered(_task, tasks)
 
 
-def _task(task: tuple[Path, int, int]) -> int:
+def _task(task: tuple[Path, int, int, float]) -> int:
     write_frame(*task)
     return task[2]
 
