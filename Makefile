@@ -6,10 +6,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test sanitize wheel lint format bench clean
+.PHONY: help install demo test sanitize docs wheel wheel-check lint format bench clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 install: $(STAMP)  ## make .venv: torch at the pin first, then the package, editable
 
@@ -33,8 +33,17 @@ test: install  ## run the tests
 sanitize: install  ## run the op tests under the address, undefined and thread sanitizers
 	.ci/sanitize
 
+docs: install  ## build the manual into docs/_build; a dead link fails
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt sphinx myst-parser furo
+	$(BIN)/python docs/_config_page.py
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
+	@echo docs/_build/index.html
+
 wheel: install  ## build the wheel for every GPU into dist/, and check that its code stays under 5 MB
 	.ci/wheel
+
+wheel-check:  ## install the newest wheel of dist/ into a clean environment, and run the quick start
+	.ci/wheel-check
 
 lint: install  ## formatting, lint, types
 	$(BIN)/ruff check .

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +14,6 @@ from rich.table import Table
 
 from voxelpool.config import load_experiment
 from voxelpool.errors import ConfigError, TrainingError
-from voxelpool.files import atomic_write
 from voxelpool.training import Cell, Roots, cells_of, run_cells, write_summary
 from voxelpool.training.comparison import TextTable, keep_experiments, table_of
 
@@ -53,9 +51,7 @@ def main(
     summary: Annotated[
         bool, typer.Option("--summary", help="train nothing, sum up what is there")
     ] = False,
-    json_out: Annotated[
-        Path | None, typer.Option("--json", help="also write summary.json's content to this file")
-    ] = None,
+    json_out: _cli.JsonOut = None,
 ) -> None:
     """Trains every variant of every experiment with every seed, and compares them.
 
@@ -88,11 +84,7 @@ def main(
         _cli.console.print(rich_table(table_of(experiment)))
         _cli.console.print(str(folder / f"{name}.png"))
     _cli.console.print(f"{folder / 'summary.md'}, {folder / 'summary.json'}")
-    if json_out is not None:
-        with atomic_write(json_out) as file:
-            json.dump(found, file, indent=1)
-            file.write("\n")
-        _cli.console.print(str(json_out))
+    _cli.write_json(found, json_out)
     if failures:
         raise TrainingError(f"{len(failures)} of {len(cells)} cells failed; they are named above")
 

@@ -6,7 +6,7 @@ import csv
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import _cli
 import torch
@@ -33,8 +33,8 @@ def main(
         list[str],
         typer.Argument(
             metavar="[CONFIG] INPUT... [KEY=VALUE]...",
-            help="the configuration that was trained, unless --weights brings one; sweeps (.bin) "
-            "or folders of them; keys of the configuration",
+            help="the configuration that was trained, unless --weights brings one; sweeps (.bin, "
+            ".npy, .pcd, .ply, .las) or folders of them; keys of the configuration",
         ),
     ],
     checkpoint: Annotated[
@@ -54,6 +54,8 @@ def main(
     calib: Annotated[
         Path | None, typer.Option(help="KITTI calibration of the sweep, if not beside it")
     ] = None,
+    dims: Annotated[int, typer.Option(min=4, help=_cli.DIMS_HELP)] = 4,
+    intensity_max: Annotated[float | None, typer.Option(help=_cli.INTENSITY_HELP)] = None,
     png: Annotated[
         bool, typer.Option("--png", help="also draw each sweep from above and in 3D")
     ] = False,
@@ -79,6 +81,7 @@ def main(
         Precision, typer.Option(help="32, or bf16: faster, boxes differ by about 1 cm")
     ] = "32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace files in OUT")] = False,
+    json_out: _cli.JsonOut = None,
 ) -> None:
     """Finds objects in sweeps and writes KITTI result files, one a sweep.
 
@@ -89,8 +92,7 @@ def main(
     Example: python tools/detect.py configs/demo.yaml data/simulated/training/velodyne/000000.bin
     --checkpoint runs/demo/checkpoints/best.ckpt -o detections --png
 
-    With --weights no CONFIG is given:
-    python tools/detect.py --weights runs/demo/checkpoints/best.ckpt sweep.bin
+    Example: python tools/detect.py --weights voxelnet_car_sim sweeps/ -o detections --json -
     """
     overrides = [text for text in arguments if "=" in text and not Path(text).exists()]
     inputs = [text for text in arguments if text not in overrides]
@@ -109,24 +111,39 @@ def main(
     _cli.say_backend(settings, device)
     if not overwrite:
         refuse_existing(out)
-    out.mkdir(parents=True, exist_ok=True)
     summary = Table("sweep", "points", "found", "best score", "ms", title=f"{settings.name}")
     written: list[Path] = []
     crop = settings.data.crop_to_image
-    sweeps = read_ahead(read_lone_sweep(path, crop=crop, calibration=calib) for path in paths)
+    sweeps = read_ahead(
+        read_lone_sweep(path, dims=dims, crop=crop, calibration=calib, intensity_max=intensity_max)
+        for path in paths
+    )
+    results = []
     for path, sweep in zip(_cli.progress(paths, "detecting"), sweeps, strict=True):
         started = time.perf_counter()
         found = detector.detect(sweep.points)
         milliseconds = 1000 * (time.perf_counter() - started)
-        written += write_found(out, path.stem, found, sweep)
+        out.mkdir(parents=True, exist_ok=True)
+        files = write_found(out, path.stem, found, sweep)
         if png:
-            written += draw_found(out, path, found, sweep, min_score)
+            files += draw_found(out, path, found, sweep, min_score)
+        written += files
+        results.append(
+            {
+                "sweep": str(path),
+                "points": len(sweep.points),
+                "milliseconds": milliseconds,
+                "objects": records_of(found),
+                "files": [str(file) for file in files],
+            }
+        )
         best = f"{found.scores[0]:.2f}" if len(found) else "-"
         counts = ", ".join(f"{found.names.count(name)} {name}" for name in settings.classes)
         summary.add_row(path.stem, str(len(sweep.points)), counts, best, f"{milliseconds:.0f}")
     _cli.console.print(summary)
     for path in written if len(written) <= 10 else [out]:
         _cli.console.print(str(path))
+    _cli.write_json(results, json_out)
 
 
 def chosen(
@@ -175,12 +192,7 @@ def write_found(out: Path, name: str, found: Detections, sweep: LoneSweep) -> li
             ),
         )
         return [path]
-    records = [
-        {"class": kind, "score": score, **dict(zip(BOX_FIELDS, box, strict=True))}
-        for kind, score, box in zip(
-            found.names, found.scores.tolist(), found.boxes.tolist(), strict=True
-        )
-    ]
+    records = records_of(found)
     with atomic_write(out / f"{name}.json") as file:
         json.dump(records, file, indent=1)
     with atomic_write(out / f"{name}.csv") as file:
@@ -188,6 +200,16 @@ def write_found(out: Path, name: str, found: Detections, sweep: LoneSweep) -> li
         table.writeheader()
         table.writerows(records)
     return [out / f"{name}.json", out / f"{name}.csv"]
+
+
+def records_of(found: Detections) -> list[dict[str, Any]]:
+    """What was found in one sweep, a dictionary a box, in the LiDAR frame."""
+    return [
+        {"class": kind, "score": score, **dict(zip(BOX_FIELDS, box, strict=True))}
+        for kind, score, box in zip(
+            found.names, found.scores.tolist(), found.boxes.tolist(), strict=True
+        )
+    ]
 
 
 def draw_found(

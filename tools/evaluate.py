@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -33,7 +32,7 @@ from voxelpool.evaluation import (
     evaluate,
     table_rows,
 )
-from voxelpool.files import atomic_directory, atomic_write, refuse_existing
+from voxelpool.files import atomic_directory, refuse_existing
 from voxelpool.models import Precision
 from voxelpool.training import classify_split, detect_split
 from voxelpool.visualization import draw_confusion
@@ -75,9 +74,7 @@ def main(
         list[str] | None,
         typer.Option(metavar="CLASS=IOU...", help="overlap that a match must exceed"),
     ] = None,
-    json_out: Annotated[
-        Path | None, typer.Option("--json", help="also write all figures to this file")
-    ] = None,
+    json_out: _cli.JsonOut = None,
     picture: Annotated[
         Path | None,
         typer.Option(
@@ -188,11 +185,7 @@ def report_classes(
         title=f"{config.name}: {100 * scores.accuracy:.1f}% of {scores.num_objects}",
     )
     _cli.console.print(str(picture))
-    if json_out is not None:
-        with atomic_write(json_out) as file:
-            json.dump({"votes": votes, **scores.to_dict()}, file, indent=2)
-            file.write("\n")
-        _cli.console.print(str(json_out))
+    _cli.write_json({"votes": votes, **scores.to_dict()}, json_out)
 
 
 def report(
@@ -206,11 +199,7 @@ def report(
     absent = [name for name in classes if name not in result.curves]
     if absent:
         _cli.console.print(f"not evaluated, as never detected: {', '.join(absent)}")
-    if json_out is not None:
-        with atomic_write(json_out) as file:
-            json.dump(result.to_dict(), file, indent=2)
-            file.write("\n")
-        _cli.console.print(str(json_out))
+    _cli.write_json(result.to_dict(), json_out)
 
 
 def ap_table(result: KittiResult, min_iou: Mapping[str, float]) -> Table:

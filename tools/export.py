@@ -55,6 +55,7 @@ def main(
         bool, typer.Option(help="run what was written, and compare it with the detector")
     ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace OUT")] = False,
+    json_out: _cli.JsonOut = None,
 ) -> None:
     """Writes the network of a checkpoint as a torch.export program, ONNX model or AOTI package.
 
@@ -78,10 +79,11 @@ def main(
         if out.suffix != SUFFIX:
             raise ConfigError(f"{out}: weights are written to a file *{SUFFIX}")
         write_weights(out, detector)
-        if check:
-            difference = stored_difference(out, detector)
+        difference = stored_difference(out, detector) if check else None
+        if difference is not None:
             _cli.console.print(f"scores differ from the detector's by up to {difference:.1e}")
         _cli.console.print(f"{out} ({out.stat().st_size / 1e6:.1f} MB)")
+        _cli.write_json({"path": str(out), "difference": difference}, json_out)
         return
     if dense_input:
         if settings.model != "voxelnet":
@@ -100,6 +102,7 @@ def main(
     if difference is not None:
         _cli.console.print(f"differs from the detector by {difference:.1e} of the largest number")
     _cli.console.print(str(out))
+    _cli.write_json({"path": str(out), "difference": difference}, json_out)
 
 
 if __name__ == "__main__":

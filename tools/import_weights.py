@@ -65,6 +65,7 @@ def main(
         ),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace OUT")] = False,
+    json_out: _cli.JsonOut = None,
 ) -> None:
     """Brings weights of OpenPCDet, mmdetection3d or zhulf0804/PointPillars into a checkpoint.
 
@@ -97,6 +98,8 @@ def main(
     report(imported, found.weights)
     write_checkpoint(out, settings, imported.weights)
     _cli.console.print(str(out))
+    parts = {name: getattr(imported, name) for name in ("mapped", "left", "missing", "warnings")}
+    _cli.write_json({"path": str(out), **parts}, json_out)
 
 
 def report(imported: ImportedWeights, given: dict[str, Tensor]) -> None:

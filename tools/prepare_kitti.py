@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from _cli import console, progress, run
+from _cli import JsonOut, console, progress, run, write_json
 from rich.markup import escape
 from rich.table import Table
 
@@ -21,33 +21,34 @@ from voxelpool.errors import DataError
 
 
 def main(
-    root: Annotated[Path, typer.Argument(help="Folder with training/, testing/ and ImageSets/.")],
+    root: Annotated[Path, typer.Argument(help="folder with training/, testing/ and ImageSets/")],
     split: Annotated[
         list[str] | None,
-        typer.Option(help="Check, and insist on, this split only. May be given several times."),
+        typer.Option(help="check, and insist on, this split only; may be given several times"),
     ] = None,
     cache: Annotated[
         bool,
         typer.Option(
             "--cache",
-            help="Also write cropped sweeps to ROOT/*/velodyne_cropped; a stopped run goes on.",
+            help="also write cropped sweeps to ROOT/*/velodyne_cropped; a stopped run goes on",
         ),
     ] = False,
     cache_dir: Annotated[
         Path | None,
-        typer.Option(help="Write the cropped sweeps below this folder (implies --cache)."),
+        typer.Option(help="write the cropped sweeps below this folder (implies --cache)"),
     ] = None,
     gt_database: Annotated[
         bool,
         typer.Option(
             "--gt-database",
-            help="Also cut the objects of a split out of its sweeps and write them to "
-            "ROOT/gt_database_SPLIT.npz, for data.augment: sample_objects.  [split: train]",
+            help="also cut the objects of a split out of its sweeps and write them to "
+            "ROOT/gt_database_SPLIT.npz, for data.augment: sample_objects  [split: train]",
         ),
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a database that is there.")
+        bool, typer.Option("--overwrite", help="replace a database that is there")
     ] = False,
+    json_out: JsonOut = None,
 ) -> None:
     """Checks a KITTI download: folders, ids, every file, splits. Exit code 1 if it is unusable.
 
@@ -82,6 +83,7 @@ def main(
         console.print(f"split {name}: {state}", highlight=False)
     colour = "green" if report.usable else "bold red"
     console.print(f"[{colour}]{escape(f'{root}: {report.verdict()}')}[/]", highlight=False)
+    write_json(_values(report), json_out)
     if not report.usable:
         raise typer.Exit(1)
     for name, path in databases.items():
@@ -90,6 +92,30 @@ def main(
         database.save(path)
         console.print(_objects_table(database))
         console.print(f"{path}: {len(database)} objects of {len(frames)} frames")
+
+
+def _values(report: Report) -> dict[str, Any]:
+    """The report for programs."""
+    problems = [
+        {"severity": one.severity, "path": str(one.path), "message": one.message}
+        for one in report.problems
+    ]
+    folders = {
+        name: {
+            "frames": folder.frames,
+            "images": folder.images,
+            "points": sum(folder.points),
+            "objects": dict(folder.objects),
+        }
+        for name, folder in report.folders.items()
+    }
+    return {
+        "usable": report.usable,
+        "verdict": report.verdict(),
+        "problems": problems,
+        "folders": folders,
+        "missing": dict(report.splits),
+    }
 
 
 def _objects_table(database: ObjectDatabase) -> Table:

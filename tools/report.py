@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +11,6 @@ import typer
 
 from voxelpool.config import AnyConfig, ClassifierConfig, load_config
 from voxelpool.errors import CheckpointError, ConfigError, DataError
-from voxelpool.files import atomic_write
 from voxelpool.models import Precision
 from voxelpool.training import (
     FoundInFrames,
@@ -55,9 +53,7 @@ def main(
     frames: Annotated[
         int, typer.Option(min=0, help="so many of the best and of the worst frames are drawn")
     ] = 3,
-    json_out: Annotated[
-        Path | None, typer.Option("--json", help="also write all figures to this file")
-    ] = None,
+    json_out: _cli.JsonOut = None,
     device: Annotated[str, typer.Option(help="where to compute: cpu, cuda, cuda:1")] = "cuda"
     if torch.cuda.is_available()
     else "cpu",
@@ -118,14 +114,9 @@ def main(
             num_frames=frames,
             frames=labelled_frames(settings) if frames else None,
         )
-    written = write_report(report, out, overwrite=overwrite)
-    if json_out is not None:
-        with atomic_write(json_out) as file:
-            json.dump({"run": str(run), **report.numbers}, file, indent=1, allow_nan=False)
-            file.write("\n")
-        written.append(json_out)
-    for path in written:
+    for path in write_report(report, out, overwrite=overwrite):
         _cli.console.print(str(path), highlight=False)
+    _cli.write_json({"run": str(run), **report.numbers}, json_out)
 
 
 def read_run(folder: Path, overrides: list[str]) -> tuple[AnyConfig, dict[str, Series]]:

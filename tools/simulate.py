@@ -14,18 +14,18 @@ from voxelpool.errors import ConfigError
 
 
 def main(
-    out: Annotated[Path, typer.Argument(help="Folder of the data set; new or empty.")],
-    frames: Annotated[int, typer.Option(help="How many frames.")],
+    out: Annotated[Path, typer.Argument(help="folder of the data set; new or empty")],
+    frames: Annotated[int, typer.Option(help="how many frames")],
     val_frames: Annotated[
-        int, typer.Option(help="How many of them, the last ones, are for validation.")
+        int, typer.Option(help="how many of them, the last ones, are for validation")
     ] = 0,
-    seed: Annotated[int, typer.Option(help="Of all randomness.")] = 0,
+    seed: Annotated[int, typer.Option(help="of all randomness")] = 0,
     label_lift: Annotated[
-        float, typer.Option(help="How far above the ground labels stand, metres; KITTI's 0.05.")
+        float, typer.Option(help="how far above the ground labels stand, metres; KITTI's 0.05")
     ] = 0.0,
-    workers: Annotated[int, typer.Option(help="Processes, of one thread each.")] = 1,
+    workers: Annotated[int, typer.Option(help="processes, of one thread each")] = 1,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Complete a data set of the same settings.")
+        bool, typer.Option("--resume", help="complete a data set of the same settings")
     ] = False,
 ) -> None:
     """Simulates sweeps of an HDL-64E in random streets, with labels and calibration as KITTI's.

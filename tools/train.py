@@ -23,6 +23,7 @@ def main(
     resume: Annotated[
         bool, typer.Option("--resume", help="continue --run, or the newest run of the config")
     ] = False,
+    json_out: _cli.JsonOut = None,
 ) -> None:
     """Trains the network of a configuration; the run's folder gets all that comes out of it.
 
@@ -35,7 +36,7 @@ def main(
     settings = load_config(config, overrides or [])
     with distributed.joined():
         first, processes = distributed.rank() == 0, distributed.size()
-        _cli.console.quiet = not first
+        _cli.console.quiet |= not first
         place = distributed.on_first(
             lambda: find_run(settings, run) if resume else new_run(settings, run)
         )
@@ -43,7 +44,13 @@ def main(
         _cli.console.print(doing + (f", {processes} processes" if processes > 1 else ""))
         _cli.say_backend(settings)
         with _cli.reading() as reading:
-            trained = fit(settings, place, resume=resume, reading=reading if first else None)
+            trained = fit(
+                settings,
+                place,
+                resume=resume,
+                progress=not (_cli.console.quiet or json_out == Path("-")),
+                reading=reading if first else None,
+            )
     _cli.console.print(f"last checkpoint: {place.last}")
     if trained.best_value is None:
         _cli.console.print("no validation has been reached")
@@ -51,6 +58,10 @@ def main(
         _cli.console.print(f"best accuracy: {trained.best_value:.1%}: {place.best}")
     else:
         _cli.console.print(f"best AP (3D, moderate): {trained.best_value:.2f}: {place.best}")
+    if first:
+        best = None if trained.best_value is None else str(place.best)
+        values = {"run": str(place.folder), "last": str(place.last), "best": best}
+        _cli.write_json({**values, "best_value": trained.best_value}, json_out)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from _cli import console, run
+from _cli import DIMS_HELP, INTENSITY_HELP, JsonOut, console, run, write_json
 from rich.table import Table
 
 from voxelpool.config import load_detector_config
@@ -20,30 +20,34 @@ from voxelpool.structures import Voxels
 
 
 def main(
-    sweep: Annotated[Path, typer.Argument(metavar="INPUT.bin", help="Raw float32 points.")],
-    config: Annotated[Path, typer.Option(help="Grid and points per voxel are taken from here.")],
+    sweep: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="a sweep: .bin, .npy, .pcd, .ply or .las")
+    ],
+    config: Annotated[Path, typer.Option(help="grid and points per voxel are taken from here")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The .npz to write; without it, none.")
+        Path | None, typer.Option("--out", "-o", help="the .npz to write; without it, none")
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Replace keys of the configuration."),
+        typer.Argument(metavar="[KEY=VALUE]...", help="replace keys of CONFIG"),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of the random sample in full voxels; default: CONFIG's.")
+        int | None, typer.Option(help="of the random sample in full voxels; default: CONFIG's")
     ] = None,
-    dims: Annotated[int, typer.Option(min=3, help="Values per point; 5 for nuScenes.")] = 4,
+    dims: Annotated[int, typer.Option(min=3, help=DIMS_HELP)] = 4,
+    intensity_max: Annotated[float | None, typer.Option(help=INTENSITY_HELP)] = None,
     padded: Annotated[
-        bool, typer.Option("--padded", help="Also store the padded buffer, voxels (K, T, dims).")
+        bool, typer.Option("--padded", help="also store the padded buffer, voxels (K, T, dims)")
     ] = False,
     crop: Annotated[
         bool,
         typer.Option(
             "--crop/--no-crop",
-            help="Crop to the image if the calibration lies beside INPUT in KITTI's layout.",
+            help="crop to the image if the calibration lies beside INPUT in KITTI's layout",
         ),
     ] = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace OUT")] = False,
+    json_out: JsonOut = None,
 ) -> None:
     """Voxelizes one sweep, as training on CONFIG would, and says what became of its points.
 
@@ -58,7 +62,12 @@ def main(
     if out is not None and not overwrite:
         refuse_existing(out)
     grid, limit = settings.grid.to_grid(), settings.vfe.max_points
-    read = read_lone_sweep(sweep, dims=dims, crop=crop and settings.data.crop_to_image)
+    read = read_lone_sweep(
+        sweep,
+        dims=dims,
+        crop=crop and settings.data.crop_to_image,
+        intensity_max=intensity_max,
+    )
     points = torch.from_numpy(read.points)
     everything = voxelize(points, grid)
     started = time.perf_counter()
@@ -73,10 +82,21 @@ def main(
     console.print(_summary(sweep, read, everything, voxels, limit, milliseconds))
     if out is None:
         console.print("nothing is written without -o OUT.npz")
-        return
-    with atomic_write(out, "wb") as file:
-        np.savez(file, **_arrays(read, voxels, limit if padded else None))
-    console.print(str(out), highlight=False)
+    else:
+        with atomic_write(out, "wb") as file:
+            np.savez(file, **_arrays(read, voxels, limit if padded else None))
+        console.print(str(out), highlight=False)
+    counts = {
+        "read": read.num_read,
+        "not_finite": read.num_nonfinite,
+        "outside_image": read.num_outside_image,
+        "outside_range": len(read.points) - everything.num_points,
+        "sampled_away": everything.num_points - voxels.num_points,
+        "kept": voxels.num_points,
+    }
+    write_json(
+        {"points": counts, "voxels": voxels.num_voxels, "milliseconds": milliseconds}, json_out
+    )
 
 
 def _arrays(read: LoneSweep, voxels: Voxels, padded_to: int | None) -> dict[str, Any]:

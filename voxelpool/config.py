@@ -826,7 +826,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     """Reads a configuration; its key ``model`` decides whether of a detector or a classifier.
 
     Args:
-        path: a YAML file.
+        path: a YAML file; where there is none, one that comes along: "configs/demo.yaml" or "demo".
         overrides: "a.b=value" each; values are YAML, list items are addressed by their number
             ("anchors.0.matched_threshold=0.5").
 
@@ -837,7 +837,18 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         ConfigError: no such file, no YAML, an unknown key, a wrong type or an impossible value;
             names the file and the key.
     """
-    return parse_config(_read_text(Path(path)), overrides, source=str(path))
+    return parse_config(_read_text(_find(Path(path))), overrides, source=str(path))
+
+
+def _find(path: Path) -> Path:
+    """The file itself, or that of a configuration that comes along."""
+    package = Path(__file__).parent
+    if not path.exists() and path.parent in (Path(), Path("configs")):
+        name = path.name if path.suffix else f"{path.name}.yaml"
+        for folder in (package / "configs", package.parent / "configs"):
+            if (folder / name).is_file():
+                return folder / name
+    return path
 
 
 def load_experiment(path: str | os.PathLike[str]) -> ExperimentConfig:

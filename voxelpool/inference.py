@@ -204,7 +204,7 @@ class Detector:
         """Finds objects in one sweep after the other, while a thread reads the next ones.
 
         Args:
-            source: a folder of .bin sweeps, one such file, or anything that gives files, sweeps or
+            source: a folder of sweeps, one such file, or anything that gives files, sweeps or
                 (name, sweep) one by one; it is iterated in the reading thread.
             crop: keep of a file what the camera sees, where a calibration lies beside it in KITTI's
                 layout; None: as the network was trained.

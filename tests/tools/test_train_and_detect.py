@@ -400,7 +400,7 @@ def test_detect_refuses(
     assert "cut.bin: 33 bytes is not a multiple of 16" in refused(tmp_path / "cut.bin")
     assert "none.bin: No such file" in refused(tmp_path / "none.bin")
     (tmp_path / "empty").mkdir()
-    assert "empty: holds no .bin sweep" in refused(tmp_path / "empty")
+    assert "empty: holds no sweep" in refused(tmp_path / "empty")
     assert "unknown key, did you mean nms_iou" in refused(sweep, "postprocess.nms_io=1")
     assert "vfe.channels.0 is 8 there and 4 here" in refused(sweep, "vfe.channels=[4]")
     assert "are named 000000" in refused(sweep, sweep)

@@ -66,7 +66,10 @@ FARTHEST = 500.0
 """Metres: no labelled object is farther off along an axis of the camera."""
 
 STANDARD_SPLITS = ("train", "val", "trainval", "test")
-_SHIPPED_SPLITS = Path(__file__).parents[2] / "data" / "kitti" / "ImageSets"
+# In the package where a wheel is installed, otherwise in the checkout.
+_SHIPPED_SPLITS = Path(__file__).parent / "ImageSets"
+if not _SHIPPED_SPLITS.is_dir():
+    _SHIPPED_SPLITS = Path(__file__).parents[2] / "data" / "kitti" / "ImageSets"
 
 # KITTI's easy, moderate and hard: 2D height above (px), occlusion and truncation at most.
 _MIN_HEIGHT = (40, 25, 25)

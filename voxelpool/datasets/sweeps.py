@@ -15,8 +15,19 @@ from numpy.typing import NDArray
 
 from voxelpool.datasets.calibration import Calibration, crop_to_image
 from voxelpool.datasets.kitti import find_beside
-from voxelpool.datasets.kitti_format import DEFAULT_IMAGE_SIZE, image_size, read_sweep
+from voxelpool.datasets.kitti_format import DEFAULT_IMAGE_SIZE, image_size
+from voxelpool.datasets.sweep_formats import SWEEP_SUFFIXES, read_points, write_points
 from voxelpool.errors import DataError
+
+__all__ = [
+    "SWEEP_SUFFIXES",
+    "LoneSweep",
+    "find_sweeps",
+    "read_ahead",
+    "read_lone_sweep",
+    "read_points",
+    "write_points",
+]
 
 T = TypeVar("T")
 
@@ -50,21 +61,24 @@ def read_lone_sweep(
     dims: int = 4,
     crop: bool = True,
     calibration: str | os.PathLike[str] | None = None,
+    intensity_max: float | None = None,
 ) -> LoneSweep:
     """Reads a sweep as a data set would: finite points only, cropped to the image if possible.
 
     Args:
-        path: raw float32, such as ``ROOT/training/velodyne/000042.bin`` or any other place.
-        dims: values per point.
+        path: such as ``ROOT/training/velodyne/000042.bin`` or any other place; a file of one of
+            `SWEEP_SUFFIXES`.
+        dims: values per point; see `read_points`.
         crop: keep only what the image sees. Without a calibration nothing is cropped.
         calibration: its file; by default the one beside the sweep in KITTI's layout, if any. The
             image's size is taken from the image beside the sweep, else DEFAULT_IMAGE_SIZE.
+        intensity_max: what stands for a reflectance of 1; see `read_points`.
 
     Raises:
         DataError: the sweep, the calibration or the image is bad; names the file.
         OSError: a file cannot be read.
     """
-    points = read_sweep(path, dims)
+    points = read_points(path, dims=dims, intensity_max=intensity_max)
     num_read = len(points)
     rows = np.flatnonzero(np.isfinite(points).all(axis=1))
     num_nonfinite = num_read - len(rows)
@@ -84,16 +98,20 @@ def read_lone_sweep(
 
 
 def find_sweeps(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """The sweeps that paths mean: themselves, or the .bin files in a folder, sorted.
+    """The sweeps that paths mean: themselves, or those in a folder, sorted by name.
 
     Raises:
         DataError: a folder holds none.
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        inside = sorted(path.glob("*.bin")) if path.is_dir() else [path]
+        inside = [path]
+        if path.is_dir():
+            inside = sorted(
+                file for file in path.iterdir() if file.suffix.lower() in SWEEP_SUFFIXES
+            )
         if not inside:
-            raise DataError(f"{path}: holds no .bin sweep")
+            raise DataError(f"{path}: holds no sweep ({', '.join(SWEEP_SUFFIXES)})")
         found += inside
     return found
 
