@@ -26,9 +26,6 @@ napoleon_numpy_docstring = False
 add_module_names = False
 python_maximum_signature_line_length = 88
 
-if not all((HERE / f"{page}.md").is_file() for page in ("visualisation", "report")):
-    suppress_warnings = ["toc.not_readable"]
-
 html_theme = "furo"
 html_title = f"voxelpool {release}"
 html_show_sphinx = False
