@@ -361,7 +361,7 @@ def detector_map(
         weights: a file or a name; see `voxelpool.Detector.load`.
         points: (N, >=3) sweep, metres.
         what: "features": the map that the middle layers hand to the RPN; "scores": how sure it is
-            of its surest anchor at each place.
+            of its surest anchor at each place, 0 where no anchor counts.
         config: see `voxelpool.Detector.load`.
         channel: of the features; None: the mean of all their magnitudes.
 
@@ -382,6 +382,9 @@ def detector_map(
         voxels = network.voxelize(sweep)
         if what == "scores":
             scores = network.predict(sweep, voxels).scores[0].sigmoid()
+            counted = network.counted_anchors(voxels)
+            if counted is not None:
+                scores = scores * counted[0].reshape(scores.shape[0], *[1] * (scores.dim() - 1))
             height, width = network.rpn.output_size(*network.middle.out_size)
             best = scores.view(height, width, -1).amax(dim=2)
             return HeatMap(best, (x0, y0, x1, y1), "surest anchor's score", (0.0, 1.0))
