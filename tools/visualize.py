@@ -17,6 +17,7 @@ from voxelpool.files import refuse_existing
 from voxelpool.models.weights import find_weights
 from voxelpool.visualization import render_html
 from voxelpool.visualization.film import render_scene, render_strip
+from voxelpool.visualization.html import HEAVY
 from voxelpool.visualization.window import has_display, show
 
 
@@ -212,6 +213,9 @@ def main(
         render_strip(shown, outs[0], view=seen.value)
     for path in outs:
         _cli.console.print(str(path))
+        if path.stat().st_size > HEAVY:
+            size = f"{path.stat().st_size / 1e6:.0f} MB"
+            _cli.warn(f"{path}: {size} are slow to open; draw fewer --frames at once, or --crop")
 
 
 def chosen_output(

@@ -87,7 +87,9 @@ def test_matches_and_misses_have_their_colours(
     assert code == 0 and count_near(tmp_path / "b.png", FALSE) == 0
 
 
-def test_film_strips_and_pages(run_tool: RunTool, tiny_kitti: Path, tmp_path: Path) -> None:
+def test_film_strips_and_pages(
+    run_tool: RunTool, tiny_kitti: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = ("--root", tiny_kitti, "--frames", "1:4")
     code, out, err = run_tool("visualize", *root, "-o", tmp_path / "strip.png")
     assert code == 0 and out.split() == [str(tmp_path / "strip.png")], err
@@ -99,6 +101,10 @@ def test_film_strips_and_pages(run_tool: RunTool, tiny_kitti: Path, tmp_path: Pa
     page = (tmp_path / "page.html").read_text()
     assert all(f'"title":"00000{row}"' in page for row in (1, 2, 3))
     assert '"title":"000004"' not in page
+    assert "slow to open" not in err
+    monkeypatch.setattr("voxelpool.visualization.html.HEAVY", 100_000)
+    code, _, err = run_tool("visualize", *root, "--overwrite", "-o", tmp_path / "page.html")
+    assert code == 0 and "slow to open" in err
 
 
 def test_it_says_what_it_chose(

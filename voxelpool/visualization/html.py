@@ -39,6 +39,9 @@ from voxelpool.visualization.scene import (
     ring_segments,
 )
 
+HEAVY = 15_000_000
+"""Bytes above which a page is slow to open."""
+
 _POINT_METRES = 0.05
 _LINE_METRES = 0.06
 _STEP = 1 / 128  # metres that coordinates are rounded to: zeros at their ends, which packs well
