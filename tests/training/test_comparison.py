@@ -16,6 +16,7 @@ from voxelpool.config import (
     ClassifierConfig,
     Config,
     ExperimentConfig,
+    load_config,
     load_experiment,
     save_config,
     save_experiment,
@@ -400,10 +401,27 @@ def test_experiments_and_their_errors(heads: ExperimentConfig, tmp_path: Path) -
 def test_the_experiments_that_come_along(tmp_path: Path) -> None:
     folder = Path(__file__).parents[2] / "configs" / "compare"
     every = {path.stem: load_experiment(path) for path in sorted(folder.glob("*.yaml"))}
-    assert list(every) == ["detector", "voxnet"]
+    assert list(every) == ["detector", "recipe", "voxnet"]
     for name, experiment in every.items():
         assert experiment.name == name
         for short in (False, True):
             cells = cells_of(experiment, tmp_path, short=short)
             assert len({str(cell.config) for cell in cells}) == len(cells), "no two are the same"
         assert len(experiment.seeds) >= 3
+
+
+def test_the_recipe_of_the_paper_is_that_of_its_configuration(tmp_path: Path) -> None:
+    """And the other recipe is what the detector's poolings are compared with."""
+    folder = Path(__file__).parents[2] / "configs"
+    recipes = {
+        cell.variant: cell.config
+        for cell in cells_of(load_experiment(folder / "compare" / "recipe.yaml"), tmp_path)
+    }
+    paper, alike = load_config(folder / "voxelnet_car.yaml"), recipes["paper"]
+    assert isinstance(paper, Config) and isinstance(alike, Config)
+    assert alike.data.augment == paper.data.augment
+    assert (alike.loss, alike.head) == (paper.loss, paper.head)
+    for key in ("optimizer", "lr", "momentum", "weight_decay", "gradient_clip", "precision"):
+        assert getattr(alike.train, key) == getattr(paper.train, key)
+    plain = cells_of(load_experiment(folder / "compare" / "detector.yaml"), tmp_path)
+    assert recipes["focal"] in [cell.config for cell in plain if cell.variant == "plain"]
