@@ -27,3 +27,11 @@ def run_tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         return int(stop.value.code or 0), *capsys.readouterr()
 
     return call
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a tool's stderr show progress bars, as a terminal would."""
+    import _cli
+
+    monkeypatch.setattr(_cli._progress, "_force_terminal", True)
