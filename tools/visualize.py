@@ -14,7 +14,6 @@ from voxelpool import scenes
 from voxelpool.config import Config, load_detector_config
 from voxelpool.errors import ConfigError
 from voxelpool.files import refuse_existing
-from voxelpool.models.weights import find_weights
 from voxelpool.visualization import render_html
 from voxelpool.visualization.film import render_scene, render_strip
 from voxelpool.visualization.html import HEAVY
@@ -201,7 +200,7 @@ def main(
             refuse_existing(path)
     if teach in MAPS:
         network = (
-            (None, None) if teach is Lesson.histogram else trained(weights, checkpoint, config)
+            (None, None) if teach is Lesson.histogram else trained(weights, checkpoint, settings)
         )
         scenes.render_map(shown[0], teach.value, outs[0], voxelization, *network, channel)
     elif how == "html":
@@ -236,16 +235,16 @@ def chosen_output(
 
 
 def trained(
-    weights: str | None, checkpoint: Path | None, config: Path | None
-) -> tuple[Path, Config | None]:
+    weights: str | None, checkpoint: Path | None, config: Config | None
+) -> tuple[str | Path, Config | None]:
     """The weights that are meant, and the configuration if they do not bring one."""
-    if (weights is None) == (checkpoint is None):
+    if weights is not None and checkpoint is None:
+        return weights, None
+    if weights is not None or checkpoint is None:
         raise ConfigError("maps of a detector: give --weights, or --config and --checkpoint")
-    if weights is not None:
-        return find_weights(weights), None
     if config is None:
         raise ConfigError("--checkpoint goes with --config")
-    return checkpoint, load_detector_config(config)
+    return checkpoint, config
 
 
 if __name__ == "__main__":

@@ -381,10 +381,8 @@ def detector_map(
     with torch.no_grad():
         voxels = network.voxelize(sweep)
         if what == "scores":
-            scores = network.predict(sweep, voxels).scores[0].sigmoid()
-            counted = network.counted_anchors(voxels)
-            if counted is not None:
-                scores = scores * counted[0].reshape(scores.shape[0], *[1] * (scores.dim() - 1))
+            scores = network.counted_scores(network.predict(sweep, voxels).scores, voxels)
+            scores = scores[0].sigmoid().nan_to_num(0.0)
             height, width = network.rpn.output_size(*network.middle.out_size)
             best = scores.view(height, width, -1).amax(dim=2)
             return HeatMap(best, (x0, y0, x1, y1), "surest anchor's score", (0.0, 1.0))

@@ -289,16 +289,23 @@ class VoxelDetector(nn.Module):
         half = torch.autocast(points.device.type, torch.bfloat16)
         with half if precision == "bf16" else nullcontext():
             predictions = self.predict(points, voxels)
-        left_out = voxels.coords[:, 0].long().bincount(minlength=batch_size)[:, None] == 0
+        scores = self.counted_scores(predictions.scores, voxels)
+        return self.postprocess(
+            predictions._replace(scores=scores), self.anchors, self.anchor_classes
+        )
+
+    def counted_scores(self, scores: Tensor, voxels: Voxels) -> Tensor:
+        """Scores (B, N) or (B, N, classes); NaN, below any threshold, where no anchor counts.
+
+        Those are the anchors that `counted_anchors` leaves out, and all of a sweep without voxels.
+        """
+        present = voxels.coords[:, 0].long().bincount(minlength=voxels.batch_size)
+        left_out = present[:, None] == 0
         counted = self.counted_anchors(voxels)
         if counted is not None:
             left_out = left_out | ~counted
-        scores = predictions.scores
-        shape = (*left_out.shape, *[1] * (scores.dim() - 2))
-        # NaN: below any threshold, 0 too.
-        scores = scores.masked_fill(left_out.view(shape), torch.nan)
-        return self.postprocess(
-            predictions._replace(scores=scores), self.anchors, self.anchor_classes
+        return scores.masked_fill(
+            left_out.view(*left_out.shape, *[1] * (scores.dim() - 2)), torch.nan
         )
 
 
