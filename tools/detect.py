@@ -230,7 +230,7 @@ def draw_found(
     if sweep.calibration is not None and beside is not None and beside.label.is_file():
         objects = read_label(beside.label)
         known = objects[[row for row, name in enumerate(objects.type) if name in found.classes]]
-        boxes = sweep.calibration.boxes_to_lidar(known.location, known.dimensions, known.rotation_y)
+        boxes = known.lidar_boxes(sweep.calibration)
         groups.insert(0, BoxGroup(boxes, label="labelled", color=LABELLED, names=known.type))
     scene = Scene(points=sweep.points, boxes=groups, title=path.stem)
     pictures = [out / f"{path.stem}_bev.png", out / f"{path.stem}_3d.png"]

@@ -258,7 +258,7 @@ def _group(
     objects: KittiObjects, calibration: Calibration, label: str, color: tuple[float, float, float]
 ) -> BoxGroup:
     """Objects of a KITTI file as boxes in the LiDAR frame."""
-    boxes = calibration.boxes_to_lidar(objects.location, objects.dimensions, objects.rotation_y)
+    boxes = objects.lidar_boxes(calibration)
     return BoxGroup(boxes, label, color, scores=objects.score, names=objects.type)
 
 

@@ -48,6 +48,16 @@ def wrap_angle(angle: ArrayLike) -> Float:
     return np.where(wrapped >= np.pi, -np.pi, wrapped)
 
 
+def observation_angle(location: Float, rotation_y: Float) -> Float:
+    """KITTI's alpha: (N,) headings as seen from the camera, radians in [-pi, pi).
+
+    Args:
+        location: (N, 3) rectified camera coordinates, metres.
+        rotation_y: (N,) headings about the camera's y axis, radians.
+    """
+    return wrap_angle(rotation_y - np.arctan2(location[:, 0], location[:, 2]))
+
+
 @dataclass(frozen=True, eq=False)
 class Calibration:
     """The calibration of one frame.

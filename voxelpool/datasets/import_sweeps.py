@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voxelpool.datasets.calibration import Calibration, wrap_angle
+from voxelpool.datasets.calibration import Calibration, observation_angle, wrap_angle
 from voxelpool.datasets.kitti_format import (
     CLASSES,
     DEFAULT_IMAGE_SIZE,
     KittiObjects,
     write_label,
+    write_splits,
     write_sweep,
 )
 from voxelpool.datasets.sweep_formats import read_points
@@ -200,11 +201,7 @@ def write_frames(
         write_label(training / "label_2" / f"{path.stem}.txt", objects)
         calibration.save(training / "calib" / f"{path.stem}.txt")
         names.append(path.stem)
-    cut = len(names) - settings.val_frames
-    (folder / "ImageSets").mkdir()
-    for split, ids in (("train", names[:cut]), ("val", names[cut:]), ("trainval", names)):
-        text = "".join(f"{name}\n" for name in ids)
-        (folder / "ImageSets" / f"{split}.txt").write_text(text, encoding="utf-8")
+    write_splits(folder, names, settings.val_frames)
     return counts
 
 
@@ -323,7 +320,7 @@ def _objects(boxes: Sequence[LabelledBox], calibration: Calibration) -> KittiObj
         [box.name for box in boxes],
         np.array([box.truncated for box in boxes]),
         np.array([box.occluded for box in boxes]),
-        wrap_angle(rotation_y - np.arctan2(location[:, 0], location[:, 2])),
+        observation_angle(location, rotation_y),
         calibration.boxes_to_image(array, DEFAULT_IMAGE_SIZE),
         dimensions,
         location,

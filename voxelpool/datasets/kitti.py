@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from voxelpool.datasets import calibration as _calibration
-from voxelpool.datasets.calibration import Calibration, crop_to_image, wrap_angle
+from voxelpool.datasets.calibration import Calibration, crop_to_image, observation_angle
 from voxelpool.datasets.kitti_cache import CropCache
 from voxelpool.datasets.kitti_format import (
     CLASSES,
@@ -211,7 +211,7 @@ def results_from_boxes(
         [names[row] for row in rows.tolist()],
         np.full(len(rows), -1.0),
         np.full(len(rows), -1),
-        wrap_angle(rotation_y - np.arctan2(location[:, 0], location[:, 2])).round(4),
+        observation_angle(location, rotation_y).round(4),
         bbox[rows],
         dimensions.round(4),
         location.round(4),
@@ -374,7 +374,7 @@ class KittiDataset:
         chosen = known[[row for row, name in enumerate(known.type) if name in wanted]]
         if self.odd_labels == "raise":
             check_boxes(chosen, paths.label)
-        boxes = calibration.boxes_to_lidar(chosen.location, chosen.dimensions, chosen.rotation_y)
+        boxes = chosen.lidar_boxes(calibration)
         return Frame(
             self.frame_ids[index],
             self._points(paths, calibration, size),

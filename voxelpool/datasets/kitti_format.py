@@ -10,6 +10,7 @@ import difflib
 import math
 import os
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from voxelpool.datasets.calibration import Calibration
 from voxelpool.errors import DataError
 from voxelpool.files import atomic_write
 
@@ -100,6 +102,10 @@ class KittiObjects:
         values = [getattr(self, field.name) for field in fields(self)[1:]]
         arrays = [None if value is None else value[rows] for value in values]
         return KittiObjects([self.type[row] for row in rows], *arrays)  # type: ignore[arg-type]
+
+    def lidar_boxes(self, calibration: Calibration) -> NDArray[np.float64]:
+        """(n, 7) boxes in the LiDAR frame; see `Calibration.boxes_to_lidar`."""
+        return calibration.boxes_to_lidar(self.location, self.dimensions, self.rotation_y)
 
     @classmethod
     def empty(cls, *, with_score: bool = False) -> KittiObjects:
@@ -217,6 +223,26 @@ def write_result(
     if objects.score is None:
         raise DataError(f"{path}: a result needs a score for every object")
     _write_objects(Path(path), objects, decimals, (objects.score, score_decimals))
+
+
+def write_splits(root: str | os.PathLike[str], frame_ids: Sequence[str], val_frames: int) -> None:
+    """Writes ROOT/ImageSets/{train,val,trainval}.txt, each whole or not at all.
+
+    Args:
+        root: the data set.
+        frame_ids: of all frames.
+        val_frames: how many of them, the last ones, are for validation.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    folder = Path(root) / "ImageSets"
+    folder.mkdir(exist_ok=True)
+    cut = len(frame_ids) - val_frames
+    splits = {"train": frame_ids[:cut], "val": frame_ids[cut:], "trainval": frame_ids}
+    for name, chosen in splits.items():
+        with atomic_write(folder / f"{name}.txt") as file:
+            file.writelines(f"{frame_id}\n" for frame_id in chosen)
 
 
 def read_split(path: str | os.PathLike[str]) -> list[str]:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from voxelpool.config import Config
-from voxelpool.datasets.calibration import Calibration
 from voxelpool.datasets.kitti import (
     Frame,
     KittiDataset,
@@ -215,13 +214,8 @@ def _points_inside(frame: Frame, objects: KittiObjects) -> NDArray[np.int64]:
     counts = np.zeros(len(objects), np.int64)
     rows = np.flatnonzero((objects.dimensions > 0).all(axis=1))
     if len(rows) and len(frame.points):
-        boxes = lidar_boxes(objects[rows], frame.calibration)
+        boxes = objects[rows].lidar_boxes(frame.calibration)
         xyz = np.ascontiguousarray(frame.points[:, :3], np.float64)
         inside = points_in_boxes(torch.from_numpy(xyz), torch.from_numpy(boxes))
         counts[rows] = inside.sum(0).numpy()
     return counts
-
-
-def lidar_boxes(objects: KittiObjects, calibration: Calibration) -> NDArray[np.float64]:
-    """(n, 7) boxes of labels or results in the LiDAR frame."""
-    return calibration.boxes_to_lidar(objects.location, objects.dimensions, objects.rotation_y)

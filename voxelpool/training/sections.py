@@ -24,7 +24,7 @@ from voxelpool.evaluation import (
     table_rows,
 )
 from voxelpool.training.metrics import Series
-from voxelpool.training.results import FoundInFrames, lidar_boxes
+from voxelpool.training.results import FoundInFrames
 from voxelpool.visualization import (
     FALSE,
     FOUND,
@@ -429,7 +429,7 @@ def _scene(
     ):
         own = objects[[k for k, is_state in states.items() if is_state == state]]
         if len(own):
-            boxes = lidar_boxes(own, frame.calibration)
+            boxes = own.lidar_boxes(frame.calibration)
             groups.append(BoxGroup(boxes, text, color, scores=own.score, names=own.type))
     return Scene(frame.points, groups, f"{frame.frame_id} {kind}")
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from voxelpool.datasets.calibration import Calibration, crop_to_image, wrap_angle
+from voxelpool.datasets.calibration import Calibration, crop_to_image, observation_angle
 from voxelpool.datasets.kitti_format import DONT_CARE, KittiObjects
 from voxelpool.datasets.simulate.scene import Scene
 from voxelpool.datasets.simulate.sensor import Sweep
@@ -125,7 +125,7 @@ def label(
 
     order = np.concatenate([np.flatnonzero(labelled), np.flatnonzero(region)])
     known = labelled[order]
-    alpha = wrap_angle(rotation_y - np.arctan2(location[:, 0], location[:, 2]))
+    alpha = observation_angle(location, rotation_y)
     names = [thing.name for thing in scene.objects]
     return KittiObjects(
         type=[names[i] if labelled[i] else DONT_CARE for i in order],

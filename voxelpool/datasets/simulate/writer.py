@@ -18,6 +18,7 @@ from voxelpool.datasets.kitti_format import (
     DONT_CARE,
     KittiObjects,
     write_label,
+    write_splits,
     write_sweep,
 )
 from voxelpool.datasets.simulate.labels import draw_calibration, label
@@ -169,15 +170,11 @@ def prepare(root: Path, settings: Settings, *, resume: bool = False) -> list[int
         raise DataError(f"{root}: holds files but no {SETTINGS_FILE}, so it cannot be continued")
     for folder in _FOLDERS:
         (root / "training" / folder).mkdir(parents=True, exist_ok=True)
-    (root / "ImageSets").mkdir(exist_ok=True)
     if not file.exists():
         with atomic_write(file) as out:
             out.write(json.dumps(asdict(settings), indent=2) + "\n")
     ids = [f"{index:06d}" for index in range(settings.frames)]
-    first_val = settings.frames - settings.val_frames
-    for name, chosen in (("train", ids[:first_val]), ("val", ids[first_val:]), ("trainval", ids)):
-        with atomic_write(root / "ImageSets" / f"{name}.txt") as out:
-            out.writelines(f"{frame_id}\n" for frame_id in chosen)
+    write_splits(root, ids, settings.val_frames)
     return [
         index
         for index in range(settings.frames)
