@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from _cli import console, progress, run
+from _cli import JsonOut, console, progress, run, write_json
 from rich.markup import escape
 
 from voxelpool.datasets.simulate import Settings, prepare, write_frames
@@ -27,6 +28,7 @@ def main(
     resume: Annotated[
         bool, typer.Option("--resume", help="complete a data set of the same settings")
     ] = False,
+    json_out: JsonOut = None,
 ) -> None:
     """Simulates sweeps of an HDL-64E in random streets, with labels and calibration as KITTI's.
 
@@ -37,15 +39,17 @@ def main(
     """
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, got {workers}")
-    missing = prepare(out, Settings(frames, val_frames, seed, label_lift), resume=resume)
-    if not missing:
-        console.print(escape(f"{out}: all {frames} frames are there"), highlight=False)
-        return
-    done = write_frames(out, seed, missing, workers=workers, label_lift=label_lift)
-    for _ in progress(done, "simulating", total=len(missing)):
-        pass
-    split = f"{frames - val_frames} for training, {val_frames} for validation"
-    console.print(escape(f"{out}: {frames} frames, {split}"), highlight=False)
+    settings = Settings(frames, val_frames, seed, label_lift)
+    missing = prepare(out, settings, resume=resume)
+    if missing:
+        done = write_frames(out, seed, missing, workers=workers, label_lift=label_lift)
+        for _ in progress(done, "simulating", total=len(missing)):
+            pass
+        text = f"{frames} frames, {frames - val_frames} for training, {val_frames} for validation"
+    else:
+        text = f"all {frames} frames are there"
+    console.print(escape(f"{out}: {text}"), highlight=False)
+    write_json({"root": str(out), **asdict(settings), "written": len(missing)}, json_out)
 
 
 if __name__ == "__main__":

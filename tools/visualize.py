@@ -9,14 +9,18 @@ from typing import Annotated, Literal
 
 import _cli
 import typer
+from PIL.Image import Image
 
 from voxelpool import scenes
 from voxelpool.config import Config, load_detector_config
 from voxelpool.errors import ConfigError
-from voxelpool.files import refuse_existing
-from voxelpool.visualization import render_html
+from voxelpool.files import atomic_write, refuse_existing
+from voxelpool.visualization import Scene, render_html
+from voxelpool.visualization.canvas import save_png
 from voxelpool.visualization.film import render_scene, render_strip
 from voxelpool.visualization.html import HEAVY
+from voxelpool.visualization.page import Picture, Section
+from voxelpool.visualization.page import page as page_of
 from voxelpool.visualization.window import has_display, show
 
 
@@ -57,7 +61,11 @@ class Lesson(str, Enum):
 
 
 WORDS = {"window": "a window", "png": "a picture", "html": "a page"}
-MAPS = (Lesson.histogram, Lesson.features, Lesson.scores)
+MAPS = {
+    Lesson.histogram: "How many voxels hold how many points",
+    Lesson.features: "What the middle layers hand on, from above",
+    Lesson.scores: "The surest anchor's score at each place, from above",
+}
 
 
 def main(
@@ -134,6 +142,7 @@ def main(
     ] = None,
     epoch: Annotated[int, typer.Option(min=0, help="of the training, with --augmented")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace OUT")] = False,
+    json_out: _cli.JsonOut = None,
 ) -> None:
     """Draws a sweep, its labels and results in a window, as a PNG or as one HTML page.
 
@@ -185,14 +194,15 @@ def main(
         why = "there is a display" if how == "window" else "there is no display for a window"
         _cli.console.print(f"{WORDS[how]}, since {why} (--window, --png and --html choose)")
     if how == "window":
+        _cli.write_json({"files": [], "scenes": [scene.counts() for scene in shown]}, json_out)
         show(shown, say=_cli.console.print)
         return
     seen = view or (View.oblique if how == "html" else View.bev)
     name = shown[0].title.replace(",", "").replace(" ", "_")
-    suffix = (
-        ".html" if how == "html" else f"_{seen.value if teach not in MAPS else teach.value}.png"
-    )
-    outs = [out or Path(f"{name}{suffix}")]
+    drawn = teach.value if teach in MAPS else seen.value
+    if teach in MAPS or how == "png":
+        name += f"_{drawn}"
+    outs = [out or Path(f"{name}.{how}")]
     if augmented is not None and how == "png":
         outs.append(outs[0].with_name(f"{outs[0].stem}_augmented{outs[0].suffix}"))
     if not overwrite:
@@ -202,7 +212,11 @@ def main(
         network = (
             (None, None) if teach is Lesson.histogram else trained(weights, checkpoint, settings)
         )
-        scenes.render_map(shown[0], teach.value, outs[0], voxelization, *network, channel)
+        picture = scenes.draw_map(shown[0], teach.value, voxelization, *network, channel)
+        if how == "html":
+            write_page(picture, shown[0], teach, outs[0])
+        else:
+            save_png(picture, outs[0])
     elif how == "html":
         render_html(shown, outs[0], view=seen.value)
     elif len(outs) == len(shown):
@@ -215,6 +229,16 @@ def main(
         if path.stat().st_size > HEAVY:
             size = f"{path.stat().st_size / 1e6:.0f} MB"
             _cli.warn(f"{path}: {size} are slow to open; draw fewer --frames at once, or --crop")
+    written = {"files": [str(path) for path in outs], "scenes": [one.counts() for one in shown]}
+    _cli.write_json(written, json_out)
+
+
+def write_page(picture: Image, scene: Scene, teach: Lesson, path: Path) -> None:
+    """Writes a map as a page of its own."""
+    figure = Picture(teach.value, picture, f"{MAPS[teach]}: {scene.title}", natural=True)
+    facts = [("sweep", scene.title), ("points", f"{len(scene.points):,}")]
+    with atomic_write(path) as file:
+        file.write(page_of(scene.title, facts, [Section(MAPS[teach], "", [figure])]))
 
 
 def chosen_output(
@@ -223,8 +247,8 @@ def chosen_output(
     """What is asked for, else what the machine can do."""
     if window + png + page > 1:
         raise ConfigError("--window, --png and --html: give one of them")
-    if teach in MAPS and (window or page):
-        raise ConfigError(f"--teach {teach.value} is a picture: it goes with --png")
+    if teach in MAPS and window:
+        raise ConfigError(f"--teach {teach.value} goes with --png or --html")
     if window:
         return "window"
     if page or (not png and out is not None and out.suffix.lower() in (".html", ".htm")):

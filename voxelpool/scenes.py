@@ -39,9 +39,9 @@ from voxelpool.visualization import (
 )
 from voxelpool.visualization.lessons import (
     HeatMap,
+    draw_heat,
+    draw_histogram,
     kept_marks,
-    render_heat,
-    render_histogram,
     winner_marks,
 )
 from voxelpool.visualization.scene import ColorBy, VoxelShape
@@ -395,21 +395,19 @@ def detector_map(
     return HeatMap(maps[channel], (x0, y0, x1, y1), f"channel {channel}")
 
 
-def render_map(
+def draw_map(
     scene: Scene,
     what: Literal["histogram", "features", "scores"],
-    path: str | os.PathLike[str],
     how: Voxelization,
     weights: str | os.PathLike[str] | None = None,
     config: Config | None = None,
     channel: str | None = None,
-) -> None:
+) -> Image.Image:
     """Draws what is no scene: the histogram of points per voxel, or a map of a detector.
 
     Args:
         scene: its points are counted or detected in, its boxes are drawn over a map.
-        what: see `render_histogram` and `detector_map`.
-        path: the PNG; written whole or not at all.
+        what: see `draw_histogram` and `detector_map`.
         how: the voxels of the histogram.
         weights: of a map; see `detector_map`, as are the others.
         config: see there.
@@ -418,23 +416,16 @@ def render_map(
     Raises:
         ConfigError: the channel is no number.
         DataError: see `detector_map`.
-        OSError: the file cannot be written.
     """
     if what == "histogram":
         counts = replace(how, max_points=None, max_voxels=None)(scene.points.astype(np.float32))
-        render_histogram(
-            counts.counts(),
-            path,
-            max_points=how.max_points,
-            title=f"{scene.title}: points per voxel",
-        )
-        return
+        title = f"{scene.title}: points per voxel"
+        return draw_histogram(counts.counts(), max_points=how.max_points, title=title)
     if channel is not None and not channel.isdigit():
         raise ConfigError(f"the channel of a map is a whole number, got {channel!r}")
     assert weights is not None
     row = None if channel is None else int(channel)
-    heat = detector_map(weights, scene.points, what, config=config, channel=row)
-    render_heat(heat, scene, path)
+    return draw_heat(detector_map(weights, scene.points, what, config=config, channel=row), scene)
 
 
 def augmented_scenes(

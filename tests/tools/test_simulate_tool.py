@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,8 +55,10 @@ def test_resume_completes_with_the_same_bytes(run_tool: RunTool, tmp_path: Path)
     for name in missing:
         (out / "training" / name).unlink()
     times = {name: (out / name).stat().st_mtime_ns for name in whole if "000000" in name}
-    code, _, err = run_tool("simulate", out, "--frames", 3, "--resume")
+    code, told, err = run_tool("simulate", out, "--frames", 3, "--resume", "--json", "-")
     assert code == 0
+    told = json.loads(told)
+    assert told["written"] == 2 and told["frames"] == 3 and told["root"] == str(out)
     assert "error" not in err
     assert content(out) == whole
     assert {name: (out / name).stat().st_mtime_ns for name in times} == times

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,7 +61,7 @@ def test_what_it_refuses(run_tool: RunTool, tiny_kitti: Path, tmp_path: Path) ->
     assert "--simulate has neither" in refused("--simulate", 1, "--frame", "000001")
     assert "belong to --root" in refused("a.bin", "--frames", "0:2")
     assert "give one of them" in refused("a.bin", "--png", "--html")
-    assert "it goes with --png" in refused("a.bin", "--teach", "scores", "--html")
+    assert "goes with --png or --html" in refused("a.bin", "--teach", "scores", "--window")
     assert "frames 9:12: none of the 6" in refused("--root", tiny_kitti, "--frames", "9:12")
     assert "two whole numbers" in refused("--root", tiny_kitti, "--frames", "1-2")
     assert "no frame 000099" in refused("--root", tiny_kitti, "--frame", "000099")
@@ -135,6 +139,14 @@ def test_lessons(
     assert code == 0, err
     signs = {"kept": KEPT, "winner": WON, "histogram": KEPT}
     assert count_near(out, signs.get(lesson, LABELLED)) > 100
+    if lesson not in ("kept", "winner"):  # those are scenes, as any other
+        code, _, err = run_tool("visualize", *frame, *more, "-o", tmp_path / "a.html")
+        assert code == 0, err
+        text = (tmp_path / "a.html").read_text()
+        shown = re.findall(r"data:image/png;base64,([^\"]+)", text)
+        assert len(shown) == 1 and "000001" in text
+        with Image.open(io.BytesIO(base64.b64decode(shown[0]))) as picture, Image.open(out) as file:
+            assert np.array_equal(np.asarray(picture), np.asarray(file))
     if lesson == "winner":
         code, _, err = run_tool(
             "visualize", *frame, *more, "--channel", "w", "-o", out, "--overwrite"
@@ -143,6 +155,31 @@ def test_lessons(
     if lesson == "scores":
         code, _, err = run_tool("visualize", *frame, "-o", out, "--overwrite")
         assert code == 1 and "give --weights, or --config and --checkpoint" in err
+
+
+def test_json_tells_what_was_drawn(
+    run_tool: RunTool, tiny_kitti: Path, tiny_config: Config, tmp_path: Path
+) -> None:
+    """One of two labelled boxes is found; voxelization keeps at most one point a voxel."""
+    results = tmp_path / "results"
+    results.mkdir()
+    lines = (tiny_kitti / "training" / "label_2" / "000001.txt").read_text().splitlines()
+    (results / "000001.txt").write_text(f"{lines[0]} 0.9\n")
+    frame = ("--root", tiny_kitti, "--frame", "000001", "--results", results)
+    code, out, err = run_tool("visualize", *frame, "-o", tmp_path / "a.png", "--json", "-")
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["files"] == [str(tmp_path / "a.png")]
+    assert [scene["title"] for scene in told["scenes"]] == ["000001"]
+    boxes = told["scenes"][0]["boxes"]
+    assert boxes["missed"] == len(lines) - 1 and sum(boxes.values()) == len(lines) + 1
+    points = told["scenes"][0]["points"]
+    path = tmp_path / "kept.json"
+    options = ("--teach", "kept", "-o", tmp_path / "kept.png", "--json", path)
+    code, _, err = run_tool("visualize", *frame, *options)
+    assert code == 0, err
+    marks = json.loads(path.read_text())["scenes"][0]["marks"]
+    assert marks["kept"] > 0 and sum(marks.values()) == points
 
 
 def test_voxels_of_a_sweep_and_of_a_file(

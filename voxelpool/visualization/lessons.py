@@ -126,13 +126,24 @@ def render_histogram(
         DataError: the size is impossible.
         OSError: the file cannot be written.
     """
+    save_png(draw_histogram(counts, max_points=max_points, title=title, size=size), path)
+
+
+def draw_histogram(
+    counts: Any,
+    *,
+    max_points: int | None = None,
+    title: str = "",
+    size: tuple[int, int] = (1200, 700),
+) -> Image.Image:
+    """As `render_histogram`, but returns the picture."""
     check_size(size)
     counts = np.asarray(counts).reshape(-1).astype(np.int64)
     top = max(int(counts.max(initial=1)), 1)
     step = max(-(-top // 60), 1)
     edges = np.arange(1, top + step + 1, step)
     bars = np.histogram(counts, edges)[0]
-    save_png(_draw_histogram(bars, edges, counts, max_points, title, size), path)
+    return _draw_histogram(bars, edges, counts, max_points, title, size)
 
 
 def _draw_histogram(

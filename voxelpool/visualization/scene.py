@@ -353,6 +353,16 @@ class Scene:
         object.__setattr__(self, "boxes", tuple(self.boxes))
         object.__setattr__(self, "marks", tuple(self.marks))
 
+    def counts(self) -> dict[str, Any]:
+        """How much of what there is, by the names of the legend; for programs."""
+        return {
+            "title": self.title,
+            "points": len(self.points),
+            "voxels": None if self.voxels is None else len(self.voxels),
+            "boxes": {group.label: len(group) for group in self.boxes},
+            "marks": {group.label: len(group) for group in self.marks},
+        }
+
     def colorings(self) -> list[ColorBy]:
         """What the points can be coloured by, from what is known of them."""
         known: list[ColorBy] = ["height"]
