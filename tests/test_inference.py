@@ -328,7 +328,7 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of shipped weights, empty."""
     folder = tmp_path / "weights"
     folder.mkdir()
-    monkeypatch.setattr(weights_module, "_folder", lambda: folder)
+    monkeypatch.setattr(weights_module, "shipped_folder", lambda name: folder)
     return folder
 
 

@@ -7,18 +7,13 @@ import runpy
 import sys
 from pathlib import Path
 
-_PACKAGE = Path(__file__).parent
-# A wheel has the tools in the package; an editable install has those of the checkout.
-_FOLDERS = (_PACKAGE / "_tools", _PACKAGE.parent / "tools")
+from voxelpool.files import shipped_folder
 
 
 def tools() -> dict[str, Path]:
     """The tools by their names, in alphabetical order."""
-    for folder in _FOLDERS:
-        if (folder / "_cli.py").is_file():
-            paths = sorted(folder.glob("[!_]*.py"))
-            return {path.stem.replace("_", "-"): path for path in paths}
-    return {}
+    paths = sorted(shipped_folder("_tools", "tools").glob("[!_]*.py"))
+    return {path.stem.replace("_", "-"): path for path in paths}
 
 
 def usage() -> str:

@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from voxelpool.errors import ConfigError
-from voxelpool.files import atomic_write
+from voxelpool.files import atomic_write, shipped_folder
 from voxelpool.structures import VoxelGrid
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -842,12 +842,11 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
 def _find(path: Path) -> Path:
     """The file itself, or that of a configuration that comes along."""
-    package = Path(__file__).parent
     if not path.exists() and path.parent in (Path(), Path("configs")):
-        name = path.name if path.suffix else f"{path.name}.yaml"
-        for folder in (package / "configs", package.parent / "configs"):
-            if (folder / name).is_file():
-                return folder / name
+        shipped = shipped_folder("configs") / path.name
+        shipped = shipped if path.suffix else shipped.with_suffix(".yaml")
+        if shipped.is_file():
+            return shipped
     return path
 
 

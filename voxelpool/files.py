@@ -1,4 +1,4 @@
-"""Output files that are written whole or not at all."""
+"""Output files that are written whole or not at all, and folders that come along."""
 
 from __future__ import annotations
 
@@ -10,6 +10,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+_PACKAGE = Path(__file__).parent
+
+
+def shipped_folder(name: str, in_checkout: str | None = None) -> Path:
+    """A folder that comes along: in an installed package, or at the top of a checkout.
+
+    Args:
+        name: in the package.
+        in_checkout: what it is called there; None: the same.
+    """
+    checkout = _PACKAGE.parent
+    if (checkout / "pyproject.toml").is_file():
+        return checkout / (in_checkout or name)
+    return _PACKAGE / name
 
 
 def _temporary_beside(path: Path) -> Path:

@@ -40,7 +40,7 @@ from voxelpool.visualization import (
 from voxelpool.visualization.lessons import (
     HeatMap,
     draw_heat,
-    draw_histogram,
+    draw_point_counts,
     kept_marks,
     winner_marks,
 )
@@ -407,7 +407,7 @@ def draw_map(
 
     Args:
         scene: its points are counted or detected in, its boxes are drawn over a map.
-        what: see `draw_histogram` and `detector_map`.
+        what: see `draw_point_counts` and `detector_map`.
         how: the voxels of the histogram.
         weights: of a map; see `detector_map`, as are the others.
         config: see there.
@@ -420,7 +420,7 @@ def draw_map(
     if what == "histogram":
         counts = replace(how, max_points=None, max_voxels=None)(scene.points.astype(np.float32))
         title = f"{scene.title}: points per voxel"
-        return draw_histogram(counts.counts(), max_points=how.max_points, title=title)
+        return draw_point_counts(counts.counts(), max_points=how.max_points, title=title)
     if channel is not None and not channel.isdigit():
         raise ConfigError(f"the channel of a map is a whole number, got {channel!r}")
     assert weights is not None

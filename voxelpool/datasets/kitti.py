@@ -33,6 +33,7 @@ from voxelpool.datasets.kitti_format import (
     write_sweep,
 )
 from voxelpool.errors import DataError
+from voxelpool.files import shipped_folder
 
 __all__ = [
     "CLASSES",
@@ -66,10 +67,6 @@ FARTHEST = 500.0
 """Metres: no labelled object is farther off along an axis of the camera."""
 
 STANDARD_SPLITS = ("train", "val", "trainval", "test")
-# In the package where a wheel is installed, otherwise in the checkout.
-_SHIPPED_SPLITS = Path(__file__).parent / "ImageSets"
-if not _SHIPPED_SPLITS.is_dir():
-    _SHIPPED_SPLITS = Path(__file__).parents[2] / "data" / "kitti" / "ImageSets"
 
 # KITTI's easy, moderate and hard: 2D height above (px), occlusion and truncation at most.
 _MIN_HEIGHT = (40, 25, 25)
@@ -243,8 +240,9 @@ def split_ids(root: str | os.PathLike[str], split: str | os.PathLike[str]) -> li
     own = Path(root) / "ImageSets" / f"{split}.txt"
     if own.is_file():
         return read_split(own)
-    if split in STANDARD_SPLITS and (_SHIPPED_SPLITS / f"{split}.txt").is_file():
-        return read_split(_SHIPPED_SPLITS / f"{split}.txt")
+    shipped = shipped_folder("datasets/ImageSets", "data/kitti/ImageSets") / f"{split}.txt"
+    if split in STANDARD_SPLITS and shipped.is_file():
+        return read_split(shipped)
     have = sorted({path.stem for path in own.parent.glob("*.txt")})
     raise DataError(
         f"{own}: no such split list (found there: {', '.join(have) or 'none'}); write the frame "

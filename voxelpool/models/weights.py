@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from voxelpool.errors import CheckpointError
+from voxelpool.files import shipped_folder
 from voxelpool.models.checkpoint import load_detector, write_checkpoint
 from voxelpool.models.detector import VoxelDetector
 
 SUFFIX = ".pt"
-_PACKAGE = Path(__file__).parents[1]
 
 
 def write_weights(path: str | os.PathLike[str], detector: VoxelDetector) -> None:
@@ -32,7 +32,7 @@ def write_weights(path: str | os.PathLike[str], detector: VoxelDetector) -> None
 
 def shipped_weights() -> dict[str, Path]:
     """The weights that come with this package, by name."""
-    return {path.stem: path for path in sorted(_folder().glob(f"*{SUFFIX}"))}
+    return {path.stem: path for path in sorted(shipped_folder("weights").glob(f"*{SUFFIX}"))}
 
 
 def find_weights(path_or_name: str | os.PathLike[str]) -> Path:
@@ -76,12 +76,6 @@ def random_points(detector: VoxelDetector, count: int, seed: int = 0) -> Tensor:
     points = torch.rand(count, detector.point_dims, generator=generator)
     points[:, :3] = low + (high - low) * points[:, :3]
     return points.to(detector.anchors.device)
-
-
-def _folder() -> Path:
-    """Where shipped weights lie: in the package once it is installed, beside it in a checkout."""
-    checkout = _PACKAGE.parent
-    return (checkout if (checkout / "pyproject.toml").is_file() else _PACKAGE) / "weights"
 
 
 def _stored(weight: Tensor) -> Tensor:

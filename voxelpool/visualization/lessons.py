@@ -105,7 +105,7 @@ def winner_marks(points: Any, voxels: Voxels, values: Any, channel: str) -> list
     ]
 
 
-def render_histogram(
+def render_point_counts(
     counts: Any,
     path: str | os.PathLike[str],
     *,
@@ -126,27 +126,27 @@ def render_histogram(
         DataError: the size is impossible.
         OSError: the file cannot be written.
     """
-    save_png(draw_histogram(counts, max_points=max_points, title=title, size=size), path)
+    save_png(draw_point_counts(counts, max_points=max_points, title=title, size=size), path)
 
 
-def draw_histogram(
+def draw_point_counts(
     counts: Any,
     *,
     max_points: int | None = None,
     title: str = "",
     size: tuple[int, int] = (1200, 700),
 ) -> Image.Image:
-    """As `render_histogram`, but returns the picture."""
+    """As `render_point_counts`, but returns the picture."""
     check_size(size)
     counts = np.asarray(counts).reshape(-1).astype(np.int64)
     top = max(int(counts.max(initial=1)), 1)
     step = max(-(-top // 60), 1)
     edges = np.arange(1, top + step + 1, step)
     bars = np.histogram(counts, edges)[0]
-    return _draw_histogram(bars, edges, counts, max_points, title, size)
+    return _draw_point_counts(bars, edges, counts, max_points, title, size)
 
 
-def _draw_histogram(
+def _draw_point_counts(
     bars: NDArray[np.int64],
     edges: NDArray[np.int64],
     counts: NDArray[np.int64],
