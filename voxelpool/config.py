@@ -713,6 +713,17 @@ class ClassifierBlock(_Block):
     """pointnet2: points of an object, drawn anew each time."""
 
 
+class TeachersConfig(_Block):
+    """Trained classifiers whose answers are learned beside the labels (Hinton et al. 2015)."""
+
+    checkpoints: tuple[str, ...] = Field(min_length=1)
+    """Of classifiers of the same classes that take the same inputs; the mean of what they say."""
+    weight: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Of their answers; the labels have what is left of 1."""
+    temperature: PositiveFloat = 2.0
+    """What logits are divided by; the higher, the more the less likely classes count."""
+
+
 class ClassifierLossConfig(_Block):
     """Cross entropy."""
 
@@ -721,6 +732,7 @@ class ClassifierLossConfig(_Block):
     """balanced: each class counts alike, however many objects it has."""
     turn_weight: NonNegativeFloat = 0.5
     """With classifier.turns: of the cross entropy of the turns of objects that are not mirrored."""
+    teachers: TeachersConfig | None = None
 
 
 class ClassifierConfig(_Block):

@@ -17,11 +17,13 @@ from voxelpool.config import (
     Config,
     ObjectAugmentConfig,
     ScheduleConfig,
+    TeachersConfig,
     parse_config,
 )
 from voxelpool.datasets.objects import ObjectSet
 from voxelpool.errors import CheckpointError, ConfigError, DataError, TrainingError
-from voxelpool.models import classifier_of, load_classifier, load_detector
+from voxelpool.models import build_detector, classifier_of, load_classifier, load_detector
+from voxelpool.models.checkpoint import write_checkpoint
 from voxelpool.ops import occupancy_grid
 from voxelpool.structures import VoxelGrid
 from voxelpool.training import ObjectData, class_probabilities, find_run, fit, new_run
@@ -360,6 +362,63 @@ def test_balanced_weights_and_smoothing(tiny_classifier: ClassifierConfig) -> No
     target[torch.arange(6), labels] += 0.9
     by_hand = -(target * log * weights).sum() / weights[labels].sum()
     assert float(module._loss(logits, labels)) == pytest.approx(float(by_hand), rel=1e-5)
+
+
+def test_teachers(tiny_classifier: ClassifierConfig, tmp_path: Path) -> None:
+    """The loss by hand, from the answers of two trained networks."""
+    config = changed(tiny_classifier, "train", epochs=1)
+    paths = []
+    for seed in (1, 2):
+        run = new_run(config.model_copy(update={"seed": seed}), tmp_path / str(seed))
+        fit(config.model_copy(update={"seed": seed}), run, progress=False)
+        paths.append(str(run.last))
+    taught = TeachersConfig(checkpoints=tuple(paths), weight=0.7, temperature=3.0)
+    learner = changed(config, "loss", teachers=taught)
+    data = ObjectData(learner)
+    batch = next(iter(data.train_dataloader()))
+    module = ClassifierModule(learner).train()
+    assert module.teachers is not None
+    module._log_parts = lambda *_, **__: None  # type: ignore[method-assign]
+    torch.manual_seed(0)
+    loss = module.training_step(batch, 0)
+    torch.manual_seed(0)  # for dropout
+    inputs = network_inputs(batch, learner, batch.moves)
+    logits = module.model(inputs).detach()
+    said = torch.stack([(load_classifier(path).eval()(inputs) / 3).softmax(1) for path in paths])
+    target = said.mean(0).double()
+    own = (logits.double() / 3).softmax(1)
+    apart = 9 * (target * (target / own).log()).sum(1).mean()
+    right = -logits.double().softmax(1)[torch.arange(len(batch.labels)), batch.labels].log().mean()
+    assert float(loss.detach()) == pytest.approx(float(0.3 * right + 0.7 * apart), rel=1e-4)
+
+    loss.backward()
+    assert all(one.grad is not None for one in module.model.parameters())
+    names = [name for name, _ in module.named_parameters()]
+    assert len(names) == len(list(module.model.parameters())), "no teacher is trained or kept"
+    assert not any(network.training for network in module.train().teachers.networks)
+    run = new_run(learner, tmp_path / "learner")
+    fit(learner, run, progress=False)
+    assert load_classifier(run.last) is not None
+
+
+def test_teachers_that_know_something_else(
+    tiny_classifier: ClassifierConfig, tiny_config: Config, tmp_path: Path
+) -> None:
+    config = changed(tiny_classifier, "train", epochs=1)
+    run = new_run(config, tmp_path / "run")
+    fit(config, run, progress=False)
+    taught = changed(config, "loss", teachers=TeachersConfig(checkpoints=(str(run.last),)))
+    smaller = changed(taught, "classifier", grid_size=config.classifier.grid_size + 2)
+    with pytest.raises(ConfigError, match=r"last\.ckpt: classifier\.grid_size is \d+ there and"):
+        ClassifierModule(smaller)
+    missing = changed(config, "loss", teachers=TeachersConfig(checkpoints=("none.ckpt",)))
+    with pytest.raises(CheckpointError, match=r"none\.ckpt"):
+        ClassifierModule(missing)
+    detector = tmp_path / "detector.ckpt"
+    write_checkpoint(detector, tiny_config, build_detector(tiny_config).state_dict())
+    wrong = changed(config, "loss", teachers=TeachersConfig(checkpoints=(str(detector),)))
+    with pytest.raises(CheckpointError, match="no classifier"):
+        ClassifierModule(wrong)
 
 
 def test_a_loss_that_is_not_finite_names_the_objects(

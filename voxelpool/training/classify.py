@@ -27,6 +27,7 @@ from voxelpool.structures import VoxelGrid
 from voxelpool.training import distributed
 from voxelpool.training.data import EpochBatches, Position, ValidationBatches
 from voxelpool.training.module import TrainedModule
+from voxelpool.training.teachers import Teachers
 
 
 @dataclass(frozen=True)
@@ -406,18 +407,31 @@ class ClassifierModule(TrainedModule):
         self.config: ClassifierConfig = config
         self.model = classifier_of(config)
         self.register_buffer("class_weights", class_weights, persistent=False)
+        teachers = config.loss.teachers
+        self.teachers = None if teachers is None else Teachers(teachers, config)
         self._validated: list[tuple[int, Tensor, Tensor]] = []
+
+    def on_fit_start(self) -> None:
+        """Brings the teachers to the device of what is trained."""
+        if self.teachers is not None:
+            self.teachers.to(self.device)
 
     def training_step(self, batch: ObjectBatch, index: int) -> Tensor:
         """The loss of a batch; stops the training if it is not finite."""
         inputs = network_inputs(batch, self.config, batch.moves)
+        turns = None
         if self.config.classifier.turns:
-            assert batch.moves is not None
             logits, turns = (part.float() for part in self.model.forward_turns(inputs))
-            loss = self._loss(logits, batch.labels) + self._turn_loss(turns, batch)
         else:
             logits = self.model(inputs).float()
-            loss = self._loss(logits, batch.labels)
+        loss = self._loss(logits, batch.labels)
+        if self.teachers is not None:
+            assert self.config.loss.teachers is not None
+            apart = self.teachers.divergences(logits, inputs)
+            apart = apart.sum() / distributed.divisors(apart.new_tensor(len(apart)))
+            loss = torch.lerp(loss, apart, self.config.loss.teachers.weight)
+        if turns is not None:
+            loss = loss + self._turn_loss(turns, batch)
         right = (logits.argmax(1) == batch.labels).float()
         accuracy = right.sum() / distributed.divisors(right.new_tensor(len(right)))
         self._log_parts({"loss": loss, "accuracy": accuracy}, batch)
