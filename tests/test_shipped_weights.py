@@ -43,7 +43,8 @@ def test_they_are_there_and_hold_no_path_of_the_machine_that_trained_them() -> N
 def test_cars_of_simulated_sweeps_are_found(tmp_path: Path) -> None:
     """Sweeps of another seed than the training's."""
     root = tmp_path / "sim"
-    for _ in write_frames(root, 77, prepare(root, Settings(6, 6, seed=77))):
+    settings = Settings(6, 6, seed=77)
+    for _ in write_frames(root, settings, prepare(root, settings)):
         pass
     frames = KittiDataset(root, "val", classes=("Car",))
     share, cars, boxes = found_share([frames[row] for row in range(len(frames))])

@@ -24,6 +24,12 @@ def main(
     label_lift: Annotated[
         float, typer.Option(help="how far above the ground labels stand, metres; KITTI's 0.05")
     ] = 0.0,
+    label_scale: Annotated[
+        tuple[float, float, float],
+        typer.Option(
+            metavar="L W H", help="how much longer, wider and higher than objects labels are"
+        ),
+    ] = (1.0, 1.0, 1.0),
     workers: Annotated[int, typer.Option(help="processes, of one thread each")] = 1,
     resume: Annotated[
         bool, typer.Option("--resume", help="complete a data set of the same settings")
@@ -39,10 +45,10 @@ def main(
     """
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, got {workers}")
-    settings = Settings(frames, val_frames, seed, label_lift)
+    settings = Settings(frames, val_frames, seed, label_lift, label_scale)
     missing = prepare(out, settings, resume=resume)
     if missing:
-        done = write_frames(out, seed, missing, workers=workers, label_lift=label_lift)
+        done = write_frames(out, settings, missing, workers=workers)
         for _ in progress(done, "simulating", total=len(missing)):
             pass
         text = f"{frames} frames, {frames - val_frames} for training, {val_frames} for validation"

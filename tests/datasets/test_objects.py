@@ -35,8 +35,8 @@ def inside(points: np.ndarray, box: np.ndarray, margin: float) -> np.ndarray:
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two simulated frames, the second for validation."""
     root = tmp_path_factory.mktemp("objects") / "simulated"
-    missing = prepare(root, Settings(2, 1, seed=3))
-    assert len(list(write_frames(root, 3, missing))) == 2
+    settings = Settings(2, 1, seed=3)
+    assert len(list(write_frames(root, settings, prepare(root, settings)))) == 2
     return root
 
 

@@ -496,9 +496,10 @@ def test_a_frame_depends_on_seed_and_index_only() -> None:
         assert first.sweep.points.tobytes() != other.tobytes()
 
 
-def test_labels_may_stand_above_the_ground(tmp_path: Path) -> None:
-    """As high as asked in the LiDAR's frame; what the sensor sees stays."""
-    plain, lifted = simulate_frame(3, 1), simulate_frame(3, 1, label_lift=0.05)
+def test_labels_may_stand_above_the_ground_and_be_larger(tmp_path: Path) -> None:
+    """As asked in the LiDAR's frame, the bottoms where they are lifted; what is seen stays."""
+    settings = Settings(1, seed=3, label_lift=0.05, label_scale=(0.9, 1.0, 1.2))
+    plain, lifted = simulate_frame(3, 1), simulate_frame(3, 1, settings.annotator)
     assert plain.sweep.points.tobytes() == lifted.sweep.points.tobytes()
     boxes = [
         frame.calibration.boxes_to_lidar(
@@ -510,19 +511,26 @@ def test_labels_may_stand_above_the_ground(tmp_path: Path) -> None:
         for known in [[name != "DontCare" for name in frame.objects.type]]
     ]
     assert len(boxes[0]) > 0
-    lift = np.broadcast_to([0, 0, 0.05, 0, 0, 0, 0], boxes[0].shape)
-    np.testing.assert_allclose(boxes[1] - boxes[0], lift, atol=1e-6)
-    settings = Settings(1, seed=3, label_lift=0.05)
+    np.testing.assert_allclose(boxes[1][:, 3:6], boxes[0][:, 3:6] * [0.9, 1.0, 1.2], atol=1e-6)
+    np.testing.assert_allclose(boxes[1][:, [0, 1, 6]], boxes[0][:, [0, 1, 6]], atol=1e-6)
+    bottoms = [part[:, 2] - part[:, 5] / 2 for part in boxes]
+    np.testing.assert_allclose(bottoms[1] - bottoms[0], 0.05, atol=1e-6)
     prepare(tmp_path / "a", settings)
-    (tmp_path / "a" / "simulate.json").write_text('{"frames": 1, "val_frames": 0, "seed": 3}')
+    assert prepare(tmp_path / "a", settings, resume=True) == [0]
+    file = tmp_path / "a" / "simulate.json"
+    file.write_text('{"frames": 1, "val_frames": 0, "seed": 3, "version": 4}')
     with pytest.raises(DataError, match=r"started with label_lift=0\.0, not 0\.05"):
         prepare(tmp_path / "a", settings, resume=True)
+    assert prepare(tmp_path / "a", Settings(1, seed=3), resume=True) == [0]
+    with pytest.raises(DataError, match=r"label_scale=\[1\.0, 1\.0, 1\.0\], not \[0\.9, "):
+        prepare(tmp_path / "a", replace(settings, label_lift=0.0), resume=True)
 
 
 def test_the_order_of_writing_does_not_matter(tmp_path: Path) -> None:
+    settings = Settings(3, 1, 7)
     for name, order in (("a", [0, 1, 2]), ("b", [2, 0, 1])):
-        prepare(tmp_path / name, Settings(3, 1, 7))
-        assert list(write_frames(tmp_path / name, 7, order)) == order
+        prepare(tmp_path / name, settings)
+        assert list(write_frames(tmp_path / name, settings, order)) == order
     assert content(tmp_path / "a") == content(tmp_path / "b")
     points = read_sweep(tmp_path / "a" / "training" / "velodyne" / "000002.bin")
     assert points.tobytes() == simulate_frame(7, 2).sweep.points.tobytes()
@@ -537,7 +545,7 @@ def test_prepare_lists_what_is_missing(tmp_path: Path) -> None:
         "val": ["000002"],
         "trainval": ["000000", "000001", "000002"],
     }
-    list(write_frames(tmp_path / "a", 0, [1]))
+    list(write_frames(tmp_path / "a", settings, [1]))
     assert prepare(tmp_path / "a", settings, resume=True) == [0, 2]
     (tmp_path / "a" / "training" / "calib" / "000001.txt").unlink()
     assert prepare(tmp_path / "a", settings, resume=True) == [0, 1, 2]
@@ -577,7 +585,12 @@ def test_a_foreign_folder_is_not_continued(tmp_path: Path) -> None:
         (lambda: Settings(2, -1), "val_frames"),
         (lambda: Settings(2, seed=-1), "seed must not be negative"),
         (lambda: Settings(2, label_lift=math.nan), "label_lift must be between -1 and 1"),
-        (lambda: list(write_frames(Path(), 0, [0], workers=0)), "workers must be at least 1"),
+        (lambda: Settings(2, label_scale=(1, 1, 3)), "label_scale must be three factors"),
+        (lambda: Settings(2, label_scale=(1, math.nan, 1)), "label_scale must be three factors"),
+        (
+            lambda: list(write_frames(Path(), Settings(1), [0], workers=0)),
+            "workers must be at least 1",
+        ),
     ],
 )
 def test_impossible_settings_are_refused(make: Callable[[], object], message: str) -> None:

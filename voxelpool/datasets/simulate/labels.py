@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,30 @@ _CAMERAS = (
 )
 _CAMERA_SHARES = (0.7, 0.2, 0.1)
 _CAMERA_POSITION = (0.27, -0.004, -0.075)
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """How boxes are put around objects, which nothing but labels depends on.
+
+    Attributes:
+        lift: how far above the ground they stand, metres.
+        scale: how much longer, wider and higher than the objects they are.
+    """
+
+    lift: float = 0.0
+    scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def boxes(self, objects: Float) -> Float:
+        """The boxes (n, 7) around the objects that fill (n, 7)."""
+        boxes = objects.copy()
+        boxes[:, 3:6] *= self.scale
+        boxes[:, 2] += (boxes[:, 5] - objects[:, 5]) / 2 + self.lift
+        return boxes
+
+
+EXACT = Annotator()
+"""Boxes that the objects fill."""
 
 
 def _small_rotation(angles: Float) -> Float:
@@ -78,8 +102,7 @@ def label(
     sweep: Sweep,
     calibration: Calibration,
     image_size: tuple[int, int],
-    *,
-    lift: float = 0.0,
+    annotator: Annotator = EXACT,
 ) -> KittiObjects:
     """What an annotator would write of the scene.
 
@@ -89,15 +112,14 @@ def label(
         sweep: its sweep: occlusion and point counts come from it.
         calibration: of the frame.
         image_size: (width, height) in pixels.
-        lift: how far above the objects the annotator puts the boxes, metres.
+        annotator: how the boxes are put around the objects.
 
     Returns:
         The objects in the image, in the scene's order, then DontCare regions. ``occluded`` is 0
         to 3 by the share of the rays towards the object that reach it, ``truncated`` the share of
         the 2D box that is outside the image.
     """
-    boxes = scene.boxes
-    boxes[:, 2] += lift
+    boxes = annotator.boxes(scene.boxes)
     count = len(boxes)
     if not count:
         return KittiObjects.empty()

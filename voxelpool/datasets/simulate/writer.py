@@ -21,7 +21,7 @@ from voxelpool.datasets.kitti_format import (
     write_splits,
     write_sweep,
 )
-from voxelpool.datasets.simulate.labels import draw_calibration, label
+from voxelpool.datasets.simulate.labels import EXACT, Annotator, draw_calibration, label
 from voxelpool.datasets.simulate.layouts import make_scene
 from voxelpool.datasets.simulate.scene import Scene
 from voxelpool.datasets.simulate.sensor import Sweep, scan
@@ -44,8 +44,9 @@ class Settings:
         frames: how many there are.
         val_frames: how many of them, the last ones, are for validation.
         seed: of all randomness; frame i depends on it and on i only.
-        label_lift: how far above the ground labels stand, metres; the rest does not depend on it.
-            KITTI's cars stand some 0.05 m above it (docs/sim_to_real.md).
+        label_lift: see `Annotator`, as is label_scale; the rest does not depend on them. What is
+            like KITTI's cars stands in docs/sim_to_real.md.
+        label_scale: see there.
         version: of the simulator.
     """
 
@@ -53,6 +54,7 @@ class Settings:
     val_frames: int = 0
     seed: int = 0
     label_lift: float = 0.0
+    label_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -66,6 +68,15 @@ class Settings:
             raise DataError(f"seed must not be negative, got {self.seed}")
         if not abs(self.label_lift) <= 1:
             raise DataError(f"label_lift must be between -1 and 1 m, got {self.label_lift}")
+        scale = tuple(self.label_scale)
+        if len(scale) != 3 or not all(0.5 <= factor <= 2 for factor in scale):
+            raise DataError(f"label_scale must be three factors from 0.5 to 2, got {scale}")
+        object.__setattr__(self, "label_scale", scale)
+
+    @property
+    def annotator(self) -> Annotator:
+        """How labels are put around objects."""
+        return Annotator(self.label_lift, self.label_scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,14 +89,14 @@ class SimulatedFrame:
     objects: KittiObjects
 
 
-def simulate_frame(seed: int, index: int, label_lift: float = 0.0) -> SimulatedFrame:
+def simulate_frame(seed: int, index: int, annotator: Annotator = EXACT) -> SimulatedFrame:
     """Frame ``index`` of the data set of ``seed``: always the same."""
     for attempt in range(_ATTEMPTS):
         rng = np.random.default_rng([seed, index, attempt])
         scene = make_scene(rng)
         calibration = draw_calibration(rng)
         sweep = scan(rng, scene)
-        objects = label(rng, scene, sweep, calibration, DEFAULT_IMAGE_SIZE, lift=label_lift)
+        objects = label(rng, scene, sweep, calibration, DEFAULT_IMAGE_SIZE, annotator)
         if any(name != DONT_CARE for name in objects.type):
             return SimulatedFrame(scene, sweep, calibration, objects)
     raise DataError(f"no scene with an object in {_ATTEMPTS} attempts (seed {seed}, frame {index})")
@@ -136,9 +147,9 @@ def _paths(root: Path, index: int) -> tuple[Path, Path, Path]:
     )
 
 
-def write_frame(root: Path, seed: int, index: int, label_lift: float = 0.0) -> None:
+def write_frame(root: Path, settings: Settings, index: int) -> None:
     """Simulates a frame and writes its files; the sweep comes last and marks it as complete."""
-    frame = simulate_frame(seed, index, label_lift)
+    frame = simulate_frame(settings.seed, index, settings.annotator)
     sweep, labels, calib = _paths(root, index)
     frame.calibration.save(calib)
     write_label(labels, frame.objects, decimals=2)
@@ -189,8 +200,9 @@ def _check_settings(file: Path, settings: Settings) -> None:
         raise DataError(f"{file}: {error}") from None
     if not isinstance(found, dict):
         raise DataError(f"{file}: expected an object of settings")
-    for key, value in asdict(settings).items():
-        begun = found.get(key, 0.0 if key == "label_lift" else None)  # which came later
+    came_later = {"label_lift": 0.0, "label_scale": [1.0, 1.0, 1.0]}
+    for key, value in json.loads(json.dumps(asdict(settings))).items():
+        begun = found.get(key, came_later.get(key))
         if begun != value:
             raise DataError(
                 f"{file}: the data set was started with {key}={begun}, not {value}; "
@@ -199,7 +211,7 @@ def _check_settings(file: Path, settings: Settings) -> None:
 
 
 def write_frames(
-    root: Path, seed: int, indices: list[int], *, workers: int = 1, label_lift: float = 0.0
+    root: Path, settings: Settings, indices: list[int], *, workers: int = 1
 ) -> Iterator[int]:
     """Writes frames into a prepared folder, on ``workers`` processes of one thread each.
 
@@ -208,7 +220,7 @@ def write_frames(
     """
     if workers < 1:
         raise DataError(f"workers must be at least 1, got {workers}")
-    tasks = [(root, seed, index, label_lift) for index in indices]
+    tasks = [(root, settings, index) for index in indices]
     if workers == 1 or len(tasks) < 2:
         yield from map(_task, tasks)
         return
@@ -217,7 +229,7 @@ def write_frames(
         yield from pool.imap_unordered(_task, tasks)
 
 
-def _task(task: tuple[Path, int, int, float]) -> int:
+def _task(task: tuple[Path, Settings, int]) -> int:
     write_frame(*task)
     return task[2]
 
