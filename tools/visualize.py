@@ -193,8 +193,9 @@ def main(
     if not (window or png or page or out or teach in MAPS):
         why = "there is a display" if how == "window" else "there is no display for a window"
         _cli.console.print(f"{WORDS[how]}, since {why} (--window, --png and --html choose)")
+    summaries = [scene.summary() for scene in shown]
     if how == "window":
-        _cli.write_json({"files": [], "scenes": [scene.counts() for scene in shown]}, json_out)
+        _cli.write_json({"files": [], "scenes": summaries}, json_out)
         show(shown, say=_cli.console.print)
         return
     seen = view or (View.oblique if how == "html" else View.bev)
@@ -229,8 +230,7 @@ def main(
         if path.stat().st_size > HEAVY:
             size = f"{path.stat().st_size / 1e6:.0f} MB"
             _cli.warn(f"{path}: {size} are slow to open; draw fewer --frames at once, or --crop")
-    written = {"files": [str(path) for path in outs], "scenes": [one.counts() for one in shown]}
-    _cli.write_json(written, json_out)
+    _cli.write_json({"files": [str(path) for path in outs], "scenes": summaries}, json_out)
 
 
 def write_page(picture: Image, scene: Scene, teach: Lesson, path: Path) -> None:

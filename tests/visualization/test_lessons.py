@@ -14,14 +14,14 @@ from voxelpool.ops import voxelize
 from voxelpool.structures import VoxelGrid
 from voxelpool.visualization import BoxGroup, Scene
 from voxelpool.visualization.bev import BevPlan
-from voxelpool.visualization.canvas import HEADER
+from voxelpool.visualization.canvas import HEADER, save_png
 from voxelpool.visualization.lessons import (
     KEPT,
     SAMPLED_OUT,
     HeatMap,
     draw_heat,
+    draw_point_counts,
     kept_marks,
-    render_point_counts,
     winner_marks,
 )
 from voxelpool.visualization.scene import colormap
@@ -95,7 +95,7 @@ def columns_near(picture: np.ndarray, color: tuple[float, float, float]) -> dict
 
 def test_the_histogram_has_bars_of_the_right_heights(tmp_path: Path) -> None:
     counts = np.repeat([1, 2, 3, 4], [1000, 100, 10, 100])
-    render_point_counts(counts, tmp_path / "a.png", max_points=3, title="a")
+    save_png(draw_point_counts(counts, max_points=3, title="a"), tmp_path / "a.png")
     kept = columns_near(pixels(tmp_path / "a.png"), KEPT)
     over = columns_near(pixels(tmp_path / "a.png"), SAMPLED_OUT)
     # Four bars of one width, on a logarithmic scale; the last is over the limit.

@@ -426,10 +426,9 @@ class ClassifierModule(TrainedModule):
             logits = self.model(inputs).float()
         loss = self._loss(logits, batch.labels)
         if self.teachers is not None:
-            assert self.config.loss.teachers is not None
             apart = self.teachers.divergences(logits, inputs)
             apart = apart.sum() / distributed.divisors(apart.new_tensor(len(apart)))
-            loss = torch.lerp(loss, apart, self.config.loss.teachers.weight)
+            loss = torch.lerp(loss, apart, self.teachers.weight)
         if turns is not None:
             loss = loss + self._turn_loss(turns, batch)
         right = (logits.argmax(1) == batch.labels).float()

@@ -23,13 +23,16 @@ class Teachers:
         teachers: names them.
         config: of what is trained; what it is given they must be able to take.
 
+    Attributes:
+        weight: of their answers in the loss.
+
     Raises:
         CheckpointError: one cannot be read.
         ConfigError: one knows other classes or takes other inputs; names what differs.
     """
 
     def __init__(self, teachers: TeachersConfig, config: ClassifierConfig) -> None:
-        self.temperature = teachers.temperature
+        self.weight, self.temperature = teachers.weight, teachers.temperature
         self.networks: list[nn.Module] = []
         for path in teachers.checkpoints:
             trained = checkpoint_config(load_checkpoint(path), path)

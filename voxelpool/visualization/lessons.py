@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +22,6 @@ from voxelpool.visualization.canvas import (
     RING,
     TEXT,
     check_size,
-    save_png,
 )
 from voxelpool.visualization.scene import PointGroup, Scene, colormap
 
@@ -105,30 +103,6 @@ def winner_marks(points: Any, voxels: Voxels, values: Any, channel: str) -> list
     ]
 
 
-def render_point_counts(
-    counts: Any,
-    path: str | os.PathLike[str],
-    *,
-    max_points: int | None = None,
-    title: str = "",
-    size: tuple[int, int] = (1200, 700),
-) -> None:
-    """Draws how many voxels hold how many points.
-
-    Args:
-        counts: (K,) points in each voxel before any are sampled out.
-        path: the PNG; written whole or not at all.
-        max_points: how many a voxel keeps; drawn as a line.
-        title: written above.
-        size: width and height in pixels.
-
-    Raises:
-        DataError: the size is impossible.
-        OSError: the file cannot be written.
-    """
-    save_png(draw_point_counts(counts, max_points=max_points, title=title, size=size), path)
-
-
 def draw_point_counts(
     counts: Any,
     *,
@@ -136,7 +110,17 @@ def draw_point_counts(
     title: str = "",
     size: tuple[int, int] = (1200, 700),
 ) -> Image.Image:
-    """As `render_point_counts`, but returns the picture."""
+    """Draws how many voxels hold how many points.
+
+    Args:
+        counts: (K,) points in each voxel before any are sampled out.
+        max_points: how many a voxel keeps; drawn as a line.
+        title: written above.
+        size: width and height in pixels.
+
+    Raises:
+        DataError: the size is impossible.
+    """
     check_size(size)
     counts = np.asarray(counts).reshape(-1).astype(np.int64)
     top = max(int(counts.max(initial=1)), 1)
@@ -230,30 +214,17 @@ class HeatMap:
             object.__setattr__(self, "limits", (low, high if high > low else low + 1))
 
 
-def render_heat(
-    heat: HeatMap,
-    scene: Scene,
-    path: str | os.PathLike[str],
-    *,
-    size: tuple[int, int] = (1200, 1200),
-) -> None:
+def draw_heat(heat: HeatMap, scene: Scene, *, size: tuple[int, int] = (1200, 1200)) -> Image.Image:
     """Draws a map from above, as large as it is, with the scene's boxes over it.
 
     Args:
         heat: the map.
         scene: its boxes and its title are drawn.
-        path: the PNG; written whole or not at all.
         size: width and height in pixels.
 
     Raises:
         DataError: the size is impossible.
-        OSError: the file cannot be written.
     """
-    save_png(draw_heat(heat, scene, size=size), path)
-
-
-def draw_heat(heat: HeatMap, scene: Scene, *, size: tuple[int, int] = (1200, 1200)) -> Image.Image:
-    """As `render_heat`, but returns the picture."""
     check_size(size)
     x0, y0, x1, y1 = heat.range
     plan = BevPlan.fit(np.array([x0, y0]), np.array([x1, y1]), size)

@@ -353,7 +353,7 @@ class Scene:
         object.__setattr__(self, "boxes", tuple(self.boxes))
         object.__setattr__(self, "marks", tuple(self.marks))
 
-    def counts(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """How much of what there is, by the names of the legend; for programs."""
         return {
             "title": self.title,

@@ -90,7 +90,7 @@ class SimulatedFrame:
 
 
 def simulate_frame(seed: int, index: int, annotator: Annotator = EXACT) -> SimulatedFrame:
-    """Frame ``index`` of the data set of ``seed``: always the same."""
+    """Frame ``index`` of the data set of ``seed``, as an annotator labels it: always the same."""
     for attempt in range(_ATTEMPTS):
         rng = np.random.default_rng([seed, index, attempt])
         scene = make_scene(rng)
