@@ -180,6 +180,87 @@ def test_it_turns(page: Page) -> None:
     assert page.browser.complaints() == []
 
 
+# A picture takes `window.pictureMs`, whatever it takes in truth.
+CLOCK = """
+window.pictureMs = 16;
+const before = window.requestAnimationFrame.bind(window);
+let clock = 0, last = null;
+window.requestAnimationFrame = then => before(real => {
+  if (real !== last) { last = real; clock += window.pictureMs; }
+  then(clock);
+});
+"""
+
+
+def test_where_drawing_is_slow_less_is_drawn_while_it_turns(page: Page, file: Path) -> None:
+    browser = page.browser
+    added = browser.call("Page.addScriptToEvaluateOnNewDocument", source=CLOCK)
+    try:
+        page = Page(browser, file)
+    finally:
+        browser.call("Page.removeScriptToEvaluateOnNewDocument", **added)
+    x = [700]
+
+    def drag(moves: int, took: float) -> list[float]:
+        """Turns by as many steps, each picture taking ``took`` ms; the shares drawn meanwhile."""
+        browser.run(f"window.pictureMs = {took}")
+        shares = []
+        for _ in range(moves):
+            x[0] = 700 + (x[0] + 7) % 200
+            browser.mouse("mouseMoved", x[0], 300, button="left", buttons=1)
+            browser.run("new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))")
+            shares.append(float(browser.run("document.body.dataset.drawn")))
+        return shares
+
+    for layer in ("mark marked", "boxes labelled", "boxes found", "image", "texts", "ground"):
+        page.click(layer)
+    browser.mouse("mousePressed", x[0], 300, button="left", buttons=1, clickCount=1)
+    assert set(drag(5, 16)) == {1}
+    slow = drag(6, 60)
+    assert slow == sorted(slow, reverse=True)
+    assert slow[-1] == 1 / 32, "no less than that, however slow"
+    browser.run("window.pictureMs = 0")
+    thinned = page.see()
+    browser.run("window.pictureMs = 60")
+    browser.wait("document.body.dataset.drawn === '1'")
+    whole = page.see()
+    drawn = [(np.abs(seen - [16, 18, 24]).max(axis=2) > 40).sum() for seen in (thinned, whole)]
+    assert 0 < 8 * drawn[0] < drawn[1]
+    assert drag(1, 16) == [1 / 32], "the next turning begins with what was fast enough"
+    quick = drag(60, 16)
+    assert quick == sorted(quick) and quick[-1] == 1
+    assert browser.complaints() == []
+
+
+def test_the_beginning_of_what_is_drawn_is_spread_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: dict[str, np.ndarray] = {}
+    import k3d
+
+    for name in ("points", "mesh"):
+        made = getattr(k3d, name)
+
+        def keep(first: np.ndarray, *rest: Any, made: Any = made, name: str = name, **more: Any):
+            if len(first) > 1:
+                sent[name] = first
+            return made(first, *rest, **more)
+
+        monkeypatch.setattr(k3d, name, keep)
+    count = 1000
+    points = np.zeros((count, 4))
+    points[:, 0] = np.arange(count)
+    coords = np.zeros((count, 3), int)
+    coords[:, 2] = np.arange(count)
+    grid = VoxelGrid((0, 0, 0, count, 1, 1), (1, 1, 1))
+    render_html(Scene(points, voxels=VoxelGroup(coords, np.ones(count, int), grid)), tmp_path / "a")
+    for rows in (sent["points"][:, 0], sent["mesh"][::8, 0]):
+        np.testing.assert_array_equal(np.sort(rows), np.arange(count))
+        for halvings in range(1, 6):
+            first = rows[: -(-count // 2**halvings)]
+            np.testing.assert_array_equal(np.sort(first), np.arange(0, count, 2**halvings))
+
+
 def test_a_sweep_of_real_size_stays_small(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     points = rng.uniform([-70, -70, -3, 0], [70, 70, 1, 1], (120_000, 4)).astype(np.float32)

@@ -48,6 +48,8 @@ _STEP = 1 / 128  # metres that coordinates are rounded to: zeros at their ends, 
 _COMPRESSION = 6
 _IMAGE_WIDTH = 900
 _IMAGE_QUALITY = 80
+_CUBE_TRIANGLES = 12
+_HALVINGS = 5  # of what is drawn, at most; html_controls.js has the same least share
 
 # Eye, target and the way up. From straight above the way up is no way to turn around.
 VIEWS = {
@@ -117,7 +119,9 @@ class _Page:
         )
         self._count = 0
         self._ground = self._add_ground(max(scene.reach() for scene in scenes))
-        self._frames = [self._add_frame(scene, row == 0) for row, scene in enumerate(scenes)]
+        self._frames = [
+            self._add_frame(_spread(scene), row == 0) for row, scene in enumerate(scenes)
+        ]
         self._color = scenes[0].color
 
     def text(self) -> str:
@@ -181,15 +185,18 @@ class _Page:
         """Adds what is drawn of a scene; returns what the controls know of it."""
         layers: list[dict[str, Any]] = []
 
-        def layer(key: str, text: str, color: str, ids: list[int]) -> None:
-            layers.append({"key": key, "text": text, "color": color, "ids": ids})
+        def layer(key: str, text: str, color: str, ids: list[int], thinned: int = 0) -> None:
+            layers.append(
+                {"key": key, "text": text, "color": color, "ids": ids, "thinned": thinned}
+            )
 
         if len(scene.points):
             ids = [self._add_points(scene, shown)]
-            layer("points", f"points: {len(scene.points):,}", "", ids)
+            layer("points", f"points: {len(scene.points):,}", "", ids, thinned=1)
         if scene.voxels is not None and len(scene.voxels):
             ids = [self._add_voxels(scene.voxels, shown)]
-            layer("voxels", f"voxels: {len(scene.voxels):,}", "", ids)
+            corners = 3 * _CUBE_TRIANGLES if scene.voxels.shape == "cubes" else 1
+            layer("voxels", f"voxels: {len(scene.voxels):,}", "", ids, thinned=corners)
         for mark in scene.marks:
             if len(mark):
                 ids = [self._add_mark(mark, shown)]
@@ -258,12 +265,32 @@ class _Page:
         return self._add_lines(segments, color, _LINE_METRES, visible=shown)
 
 
+def _spread(scene: Scene) -> Scene:
+    """The scene with its points and voxels in an order of which every beginning is spread out.
+
+    The first half of them is every second one, the first half of those every fourth, and so on: up
+    to there they can be drawn while the view moves.
+    """
+    voxels = scene.voxels
+    if voxels is not None:
+        order = _halving_order(len(voxels))
+        voxels = replace(voxels, coords=voxels.coords[order], counts=voxels.counts[order])
+    return replace(scene, points=scene.points[_halving_order(len(scene.points))], voxels=voxels)
+
+
+def _halving_order(count: int) -> NDArray[np.int64]:
+    """Rows by how often their number can be halved, most often first."""
+    rows = np.arange(count)
+    halvings = sum((rows % 2**times == 0).astype(np.int64) for times in range(1, _HALVINGS + 1))
+    return np.argsort(-halvings, kind="stable")
+
+
 def _cubes(voxels: VoxelGroup) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
     """Corners (8 K, 3) and triangles (12 K, 3); K3D tells faces apart by its light."""
     unit = np.array([[corner >> axis & 1 for axis in range(3)] for corner in range(8)])
     corners = voxels.lows()[:, None] + unit * voxels.size
     squares = np.array([face for face, _, _ in CUBE_FACES]) @ [1, 2, 4]
-    triangles = squares[:, [[0, 1, 2], [0, 2, 3]]].reshape(1, 12, 3)
+    triangles = squares[:, [[0, 1, 2], [0, 2, 3]]].reshape(1, _CUBE_TRIANGLES, 3)
     rows = np.arange(len(voxels))[:, None, None] * 8 + triangles
     return corners.reshape(-1, 3).astype(np.float32), rows.reshape(-1, 3).astype(np.uint32)
 

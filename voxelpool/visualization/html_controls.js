@@ -78,7 +78,8 @@ function voxelpoolControls(k3d, page) {
     ['n, \u2192', 'next frame'], ['p, \u2190', 'previous frame'], ['space', 'play, stop'],
     ['o', 'points'], ['v', 'voxels'], ['b', 'boxes'], ['t', 'classes and scores'],
     ['c', 'next colours'], ['i', 'camera image'], ['h', 'these keys'],
-    ['drag', 'turn'], ['right drag', 'move'], ['wheel', 'closer, farther'],
+    ['drag', 'turn; with fewer points and voxels meanwhile where drawing is slow'],
+    ['right drag', 'move'], ['wheel', 'closer, farther'],
   ]) {
     const line = make('tr', table);
     make('td', line, {textContent: key});
@@ -202,12 +203,12 @@ function voxelpoolControls(k3d, page) {
   }
 
   // Words stand above what they belong to, wherever it is turned.
-  let placed = [], seenFrom = '';
+  let placed = [], seenFrom = null;
 
   function write() {
     words.replaceChildren();
     placed = [];
-    seenFrom = '';
+    seenFrom = null;
     for (const word of [...page.ring_texts, ...page.frames[frame].texts]) {
       if (hidden.has(word.key) || (word.key !== 'ground' && hidden.has('texts'))) continue;
       const element = make('span', words, {textContent: word.text});
@@ -221,13 +222,56 @@ function voxelpoolControls(k3d, page) {
                                    + matrix[row + 12] * w);
   }
 
-  function place() {
+  // A machine that is slow to draw draws a part of the points and voxels while the view moves. They
+  // lie in an order whose beginning is spread over all of them.
+  const LEAST = 1 / 32, SLOW_MS = 50, FAST_MS = 25, STILL_MS = 250, FAST_FRAMES = 8;
+  let share = 1, fast = 0, moved = null, before = null;
+
+  function draw(part) {
+    const things = k3d.getWorld().ObjectsById;
+    for (const layer of page.frames.flatMap(one => one.layers)) {
+      if (!layer.thinned) continue;
+      for (const id of layer.ids) {
+        const geometry = things[id] && things[id].geometry;
+        if (!geometry) continue;
+        const rows = (geometry.index || geometry.attributes.position).count / layer.thinned;
+        geometry.setDrawRange(0, part === 1 ? Infinity : layer.thinned * Math.ceil(rows * part));
+      }
+    }
+    document.body.dataset.drawn = part;
+  }
+
+  function pace(time, moves) {
+    const took = moved === null ? 0 : time - before;
+    if (took > SLOW_MS) {
+      share = Math.max(LEAST, share * 2 ** Math.floor(Math.log2(SLOW_MS / took)));
+      fast = 0;
+    } else if (moves && took > 0 && took < FAST_MS) {
+      fast += 1;
+      if (fast === FAST_FRAMES) [share, fast] = [Math.min(1, 2 * share), 0];
+    }
+    before = time;
+    if (moves) {
+      moved = time;
+      draw(share);
+    } else if (moved !== null && time - moved > STILL_MS) {
+      moved = null;
+      draw(1);
+      k3d.render(true);  // after the one that may be under way
+    }
+  }
+
+  function place(time) {
     requestAnimationFrame(place);
     const camera = k3d.getWorld().camera;
     const [width, height] = [words.clientWidth, words.clientHeight];
     const view = camera.matrixWorldInverse.elements, lens = camera.projectionMatrix.elements;
-    const now = [...view, ...lens, width, height].join();
-    if (now === seenFrom) return;
+    const now = [...view, ...lens, width, height];
+    // K3D works them out anew at every picture, with noise in the last digits.
+    const same = seenFrom !== null
+      && now.every((value, row) => Math.abs(value - seenFrom[row]) < 1e-6);
+    pace(time, !same && seenFrom !== null);
+    if (same) return;
     seenFrom = now;
     for (const [element, at, lift] of placed) {
       const [x, y, , w] = times(lens, times(view, [...at, 1]));
@@ -274,6 +318,6 @@ function voxelpoolControls(k3d, page) {
   });
   page.frames[0].painted = color;  // as the file has them
   update();
-  place();
+  requestAnimationFrame(place);
   document.body.dataset.ready = 'yes';
 }
