@@ -30,6 +30,13 @@ def main(
             metavar="L W H", help="how much longer, wider and higher than objects labels are"
         ),
     ] = (1.0, 1.0, 1.0),
+    oblique: Annotated[
+        float,
+        typer.Option(
+            help="share of the scenes in which the street bends or is left, cars turn and are "
+            "parked at an angle"
+        ),
+    ] = 0.0,
     workers: Annotated[int, typer.Option(help="processes, of one thread each")] = 1,
     resume: Annotated[
         bool, typer.Option("--resume", help="complete a data set of the same settings")
@@ -45,7 +52,7 @@ def main(
     """
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, got {workers}")
-    settings = Settings(frames, val_frames, seed, label_lift, label_scale)
+    settings = Settings(frames, val_frames, seed, label_lift, label_scale, oblique)
     missing = prepare(out, settings, resume=resume)
     if missing:
         done = write_frames(out, settings, missing, workers=workers)

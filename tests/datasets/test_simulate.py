@@ -23,10 +23,12 @@ from voxelpool.datasets.simulate import (
     SimulatedFrame,
     objects,
     prepare,
+    read_scene,
     simulate_frame,
     write_frames,
 )
 from voxelpool.datasets.simulate.labels import draw_calibration, label
+from voxelpool.datasets.simulate.layouts import make_scene
 from voxelpool.datasets.simulate.meshes import Material, Mesh, box, merge
 from voxelpool.datasets.simulate.scene import Scene, SceneObject, overlaps
 from voxelpool.datasets.simulate.sensor import Sweep, scan
@@ -526,6 +528,31 @@ def test_labels_may_stand_above_the_ground_and_be_larger(tmp_path: Path) -> None
         prepare(tmp_path / "a", replace(settings, label_lift=0.0), resume=True)
 
 
+def test_things_stand_askew_where_asked(tmp_path: Path) -> None:
+    """Cars 15 to 75 degrees off the sensor's axes; without it streets meet at right angles."""
+
+    def share_askew(oblique: float) -> float:
+        scenes = [make_scene(np.random.default_rng([9, index]), oblique) for index in range(40)]
+        for scene in scenes:
+            iou = boxes_iou_3d(*[torch.from_numpy(scene.boxes)] * 2).fill_diagonal_(0)
+            assert not iou.any()
+        yaw = np.concatenate(
+            [[thing.box[6] for thing in scene.objects if thing.name == "Car"] for scene in scenes]
+        )
+        off_axis = np.abs((np.degrees(yaw) + 45) % 90 - 45)
+        return float((off_axis > 15).mean())
+
+    assert share_askew(0.0) < 0.1 < 0.25 < share_askew(0.5) < share_askew(1.0)
+    settings = Settings(1, seed=3, oblique=1.0)
+    prepare(tmp_path, settings)
+    list(write_frames(tmp_path, settings, [0]))
+    frame = simulate_frame(3, 0, oblique=1.0)
+    assert frame.sweep.points.tobytes() != simulate_frame(3, 0).sweep.points.tobytes()
+    np.testing.assert_array_equal(read_scene(tmp_path, "000000").boxes, frame.scene.boxes)
+    with pytest.raises(DataError, match=r"started with oblique=1\.0, not 0\.0"):
+        prepare(tmp_path, replace(settings, oblique=0.0), resume=True)
+
+
 def test_the_order_of_writing_does_not_matter(tmp_path: Path) -> None:
     settings = Settings(3, 1, 7)
     for name, order in (("a", [0, 1, 2]), ("b", [2, 0, 1])):
@@ -587,6 +614,7 @@ def test_a_foreign_folder_is_not_continued(tmp_path: Path) -> None:
         (lambda: Settings(2, label_lift=math.nan), "label_lift must be between -1 and 1"),
         (lambda: Settings(2, label_scale=(1, 1, 3)), "label_scale must be three factors"),
         (lambda: Settings(2, label_scale=(1, math.nan, 1)), "label_scale must be three factors"),
+        (lambda: Settings(2, oblique=1.5), "oblique must be between 0 and 1"),
         (
             lambda: list(write_frames(Path(), Settings(1), [0], workers=0)),
             "workers must be at least 1",

@@ -172,8 +172,10 @@ class Road:
 class Site:
     """A scene in the making: places things where nothing stands yet."""
 
-    def __init__(self, rng: np.random.Generator, road: Road, ground: Ground) -> None:
-        self.rng, self.road, self.ground = rng, road, ground
+    def __init__(
+        self, rng: np.random.Generator, road: Road, ground: Ground, askew: bool = False
+    ) -> None:
+        self.rng, self.road, self.ground, self.askew = rng, road, ground, askew
         self.statics: list[Mesh] = []
         self.objects: list[SceneObject] = []
         self.things: list[SceneThing] = []

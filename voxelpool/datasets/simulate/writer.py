@@ -47,6 +47,7 @@ class Settings:
         label_lift: see `Annotator`, as is label_scale; the rest does not depend on them. What is
             like KITTI's cars stands in docs/sim_to_real.md.
         label_scale: see there.
+        oblique: share of the scenes in which things stand askew, see `make_scene`.
         version: of the simulator.
     """
 
@@ -55,6 +56,7 @@ class Settings:
     seed: int = 0
     label_lift: float = 0.0
     label_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    oblique: float = 0.0
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -72,6 +74,8 @@ class Settings:
         if len(scale) != 3 or not all(0.5 <= factor <= 2 for factor in scale):
             raise DataError(f"label_scale must be three factors from 0.5 to 2, got {scale}")
         object.__setattr__(self, "label_scale", scale)
+        if not 0 <= self.oblique <= 1:
+            raise DataError(f"oblique must be between 0 and 1, got {self.oblique}")
 
     @property
     def annotator(self) -> Annotator:
@@ -89,11 +93,13 @@ class SimulatedFrame:
     objects: KittiObjects
 
 
-def simulate_frame(seed: int, index: int, annotator: Annotator = EXACT) -> SimulatedFrame:
+def simulate_frame(
+    seed: int, index: int, annotator: Annotator = EXACT, oblique: float = 0.0
+) -> SimulatedFrame:
     """Frame ``index`` of the data set of ``seed``, as an annotator labels it: always the same."""
     for attempt in range(_ATTEMPTS):
         rng = np.random.default_rng([seed, index, attempt])
-        scene = make_scene(rng)
+        scene = make_scene(rng, oblique)
         calibration = draw_calibration(rng)
         sweep = scan(rng, scene)
         objects = label(rng, scene, sweep, calibration, DEFAULT_IMAGE_SIZE, annotator)
@@ -130,7 +136,7 @@ def read_scene(root: str | os.PathLike[str], frame_id: str) -> Scene:
     written = Calibration.load(path)
     for attempt in range(_ATTEMPTS):
         rng = np.random.default_rng([settings.seed, int(frame_id), attempt])
-        scene = make_scene(rng)
+        scene = make_scene(rng, settings.oblique)
         if np.allclose(draw_calibration(rng).Tr_velo_to_cam, written.Tr_velo_to_cam, atol=1e-6):
             return scene
     raise DataError(f"{path}: is not the calibration that was simulated")
@@ -149,7 +155,7 @@ def _paths(root: Path, index: int) -> tuple[Path, Path, Path]:
 
 def write_frame(root: Path, settings: Settings, index: int) -> None:
     """Simulates a frame and writes its files; the sweep comes last and marks it as complete."""
-    frame = simulate_frame(settings.seed, index, settings.annotator)
+    frame = simulate_frame(settings.seed, index, settings.annotator, settings.oblique)
     sweep, labels, calib = _paths(root, index)
     frame.calibration.save(calib)
     write_label(labels, frame.objects, decimals=2)
@@ -200,7 +206,7 @@ def _check_settings(file: Path, settings: Settings) -> None:
         raise DataError(f"{file}: {error}") from None
     if not isinstance(found, dict):
         raise DataError(f"{file}: expected an object of settings")
-    came_later = {"label_lift": 0.0, "label_scale": [1.0, 1.0, 1.0]}
+    came_later = {"label_lift": 0.0, "label_scale": [1.0, 1.0, 1.0], "oblique": 0.0}
     for key, value in json.loads(json.dumps(asdict(settings))).items():
         begun = found.get(key, came_later.get(key))
         if begun != value:
