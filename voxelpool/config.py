@@ -75,8 +75,15 @@ class GridConfig(_Block):
         return VoxelGrid(self.range, self.voxel_size)
 
 
-class _RangeBlock(_Block):
-    """A block whose ``range`` is a lower and an upper bound."""
+class _AugmentBlock(_Block):
+    """A step of augmentation."""
+
+    not_in_last_epochs: NonNegativeInt = 0
+    """Left out in so many epochs at the end, so that training ends on what sweeps are like."""
+
+
+class _RangeBlock(_AugmentBlock):
+    """A step whose ``range`` is a lower and an upper bound."""
 
     range: tuple[FiniteFloat, FiniteFloat]
 
@@ -88,7 +95,7 @@ class _RangeBlock(_Block):
         return self
 
 
-class FlipConfig(_Block):
+class FlipConfig(_AugmentBlock):
     """Mirrors the sweep at the x axis."""
 
     name: Literal["flip"]
@@ -109,7 +116,7 @@ class RotateConfig(_RangeBlock):
     range: tuple[FiniteFloat, FiniteFloat] = (-math.pi / 4, math.pi / 4)
 
 
-class ObjectNoiseConfig(_Block):
+class ObjectNoiseConfig(_AugmentBlock):
     """Turns and shifts each object with its points, unless boxes would collide (VoxelNet 3.2)."""
 
     name: Literal["object_noise"]
@@ -119,7 +126,7 @@ class ObjectNoiseConfig(_Block):
     """Standard deviation of the shift along x, y, z, metres."""
 
 
-class TranslateConfig(_Block):
+class TranslateConfig(_AugmentBlock):
     """Shifts the sweep by one normal vector."""
 
     name: Literal["translate"]
@@ -142,7 +149,7 @@ ObjectCounts = Annotated[
 """How many of each class; a mapping in YAML, pairs here, so that blocks can be hashed."""
 
 
-class SampleObjectsConfig(_Block):
+class SampleObjectsConfig(_AugmentBlock):
     """Pastes objects of other sweeps in, unless boxes would collide (SECOND 3.3)."""
 
     name: Literal["sample_objects"]
@@ -157,7 +164,7 @@ class SampleObjectsConfig(_Block):
     """Nor are harder ones: 0 easy, 1 moderate, 2 hard, 3 none of them."""
 
 
-class ShuffleConfig(_Block):
+class ShuffleConfig(_AugmentBlock):
     """Brings the points into random order, which decides what keep: first keeps."""
 
     name: Literal["shuffle"]
@@ -181,7 +188,7 @@ class DropBeamsConfig(_RangeBlock):
     """Angle between beams, radians (HDL-64E: 64 over 26.8 degrees)."""
 
 
-class JitterConfig(_Block):
+class JitterConfig(_AugmentBlock):
     """Moves each point by noise of its own."""
 
     name: Literal["jitter"]

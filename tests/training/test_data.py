@@ -72,6 +72,19 @@ def test_epochs_differ_and_frames_keep_their_own_objects(tiny_config: Config) ->
 
 
 @pytest.mark.usefixtures("with_database")
+def test_a_step_may_end_before_training_does(tiny_config: Config) -> None:
+    step = "- {name: sample_objects, counts: {Car: 20}, not_in_last_epochs: 2}"
+    config = with_augment(tiny_config, step)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 5})})
+    data = SweepData(config)
+    plain = data.train_frames[0]
+    for epoch, pasted in enumerate((True, True, True, False, False)):
+        frame = data.augmented_frames[epoch, 0]
+        assert (len(frame.boxes) > len(plain.boxes)) == pasted
+        assert pasted or np.array_equal(frame.points, plain.points)
+
+
+@pytest.mark.usefixtures("with_database")
 def test_frames_that_are_not_trained_on_lend_no_objects(tiny_config: Config) -> None:
     step = "- {name: sample_objects, counts: {Car: 20}, max_difficulty: 3, min_points: 1}"
     config = with_augment(tiny_config, step, train_limit=1)

@@ -37,7 +37,9 @@ _AUGMENTATIONS = {
 }
 
 
-def build_augmentation(data: DataConfig, frame_ids: Sequence[str]) -> augment.Compose:
+def augmentation_steps(
+    data: DataConfig, frame_ids: Sequence[str]
+) -> list[tuple[int, augment.Augmentation]]:
     """The augmentations of a configuration, in its order.
 
     Args:
@@ -45,16 +47,19 @@ def build_augmentation(data: DataConfig, frame_ids: Sequence[str]) -> augment.Co
         frame_ids: the frames that are trained on; the split's own database of objects gives no
             others.
 
+    Returns:
+        Each with the number of epochs at the end that it is left out of.
+
     Raises:
         DataError: a database of objects is not there or damaged; says how to write one.
     """
     steps = []
     for block in data.augment:
-        options = block.model_dump(exclude={"name"})
+        options = block.model_dump(exclude={"name", "not_in_last_epochs"})
         if isinstance(block, SampleObjectsConfig):
             options["database"] = _object_database(block, data, frame_ids)
-        steps.append(_AUGMENTATIONS[block.name](**options))
-    return augment.Compose(steps)
+        steps.append((block.not_in_last_epochs, _AUGMENTATIONS[block.name](**options)))
+    return steps
 
 
 def _object_database(
@@ -322,16 +327,23 @@ class TrainingFrames(Dataset[Frame]):
     def __init__(self, frames: KittiDataset, config: Config) -> None:
         self.frames = frames
         self.seed = config.seed
-        self.augment = build_augmentation(config.data, frames.frame_ids)
+        self.epochs = config.train.epochs
+        self.steps = augmentation_steps(config.data, frames.frame_ids)
 
     def __len__(self) -> int:
         return len(self.frames)
+
+    def augmentation(self, epoch: int) -> augment.Compose:
+        """What is done to a frame in an epoch."""
+        left = self.epochs - epoch
+        return augment.Compose([step for leave_out, step in self.steps if leave_out < left])
 
     def __getitem__(self, key: tuple[int, int]) -> Frame:
         epoch, row = key
         frame = self.frames[row]
         rng = augment.frame_generator(self.seed, epoch, frame.frame_id)
-        sweep = self.augment(augment.LabelledSweep(frame.points, frame.boxes, frame.names), rng)
+        sweep = augment.LabelledSweep(frame.points, frame.boxes, frame.names)
+        sweep = self.augmentation(epoch)(sweep, rng)
         return replace(frame, points=sweep.points, boxes=sweep.boxes, names=list(sweep.names))
 
 
