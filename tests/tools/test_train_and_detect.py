@@ -413,7 +413,7 @@ def test_detect_refuses(
 def test_a_typo_in_the_config_is_named(
     run_tool: RunTool, config_path: Path, tmp_path: Path
 ) -> None:
-    config_path.write_text(config_path.read_text().replace("epochs:", "epoch:"))
+    config_path.write_text(config_path.read_text().replace(" epochs:", " epoch:"))
     code, _, err = run_tool("train", config_path, "--run", tmp_path / "run")
     line = error(code, err)
     assert "tiny.yaml: train.epoch: unknown key, did you mean epochs?" in line
