@@ -180,13 +180,19 @@ def test_it_turns(page: Page) -> None:
     assert page.browser.complaints() == []
 
 
-# A picture takes `window.pictureMs`, whatever it takes in truth.
+# Time passes with the mouse alone: each of the three pictures after a move takes
+# `window.pictureMs`, any other none, or as long too where time is let go.
 CLOCK = """
 window.pictureMs = 16;
+window.letGo = false;
+let clock = 0, last = null, slow = 0;
+window.addEventListener('pointermove', () => slow = 3, true);
 const before = window.requestAnimationFrame.bind(window);
-let clock = 0, last = null;
 window.requestAnimationFrame = then => before(real => {
-  if (real !== last) { last = real; clock += window.pictureMs; }
+  if (real !== last) {
+    last = real;
+    if (slow > 0 || window.letGo) { clock += window.pictureMs; slow -= 1; }
+  }
   then(clock);
 });
 """
@@ -199,36 +205,36 @@ def test_where_drawing_is_slow_less_is_drawn_while_it_turns(page: Page, file: Pa
         page = Page(browser, file)
     finally:
         browser.call("Page.removeScriptToEvaluateOnNewDocument", **added)
-    x = [700]
 
-    def drag(moves: int, took: float) -> list[float]:
-        """Turns by as many steps, each picture taking ``took`` ms; the shares drawn meanwhile."""
+    def shares(took: float, until: float) -> list[float]:
+        """Turns, each picture taking ``took`` ms, until such a share is drawn; all that were."""
         browser.run(f"window.pictureMs = {took}")
-        shares = []
-        for _ in range(moves):
-            x[0] = 700 + (x[0] + 7) % 200
-            browser.mouse("mouseMoved", x[0], 300, button="left", buttons=1)
+        seen: list[float] = []
+        for move in range(400):
+            browser.mouse("mouseMoved", 700 + 7 * move % 200, 300, button="left", buttons=1)
             browser.run("new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))")
-            shares.append(float(browser.run("document.body.dataset.drawn")))
-        return shares
+            seen.append(float(browser.run("document.body.dataset.drawn")))
+            if seen[-1] == until and move > 4:
+                return seen
+        raise AssertionError(f"never {until}: {seen}")
 
     for layer in ("mark marked", "boxes labelled", "boxes found", "image", "texts", "ground"):
         page.click(layer)
-    browser.mouse("mousePressed", x[0], 300, button="left", buttons=1, clickCount=1)
-    assert set(drag(5, 16)) == {1}
-    slow = drag(6, 60)
+    browser.mouse("mousePressed", 700, 300, button="left", buttons=1, clickCount=1)
+    assert set(shares(16, until=1)) == {1}
+    slow = shares(60, until=1 / 32)
     assert slow == sorted(slow, reverse=True)
-    assert slow[-1] == 1 / 32, "no less than that, however slow"
-    browser.run("window.pictureMs = 0")
+    assert set(shares(80, until=1 / 32)) == {1 / 32}, "no less than that, however slow"
     thinned = page.see()
-    browser.run("window.pictureMs = 60")
+    browser.run("window.letGo = true")
     browser.wait("document.body.dataset.drawn === '1'")
     whole = page.see()
     drawn = [(np.abs(seen - [16, 18, 24]).max(axis=2) > 40).sum() for seen in (thinned, whole)]
     assert 0 < 8 * drawn[0] < drawn[1]
-    assert drag(1, 16) == [1 / 32], "the next turning begins with what was fast enough"
-    quick = drag(60, 16)
-    assert quick == sorted(quick) and quick[-1] == 1
+    browser.run("window.letGo = false")
+    quick = shares(16, until=1)[1:]
+    assert quick[0] < 1, "the next turning begins with what was fast enough"
+    assert quick == sorted(quick)
     assert browser.complaints() == []
 
 

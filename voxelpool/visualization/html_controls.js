@@ -317,6 +317,7 @@ function voxelpoolControls(k3d, page) {
     }
   });
   page.frames[0].painted = color;  // as the file has them
+  document.body.dataset.drawn = share;
   update();
   requestAnimationFrame(place);
   document.body.dataset.ready = 'yes';
