@@ -33,8 +33,8 @@ def main(
     oblique: Annotated[
         float,
         typer.Option(
-            help="share of the scenes in which the street bends or is left, cars turn and are "
-            "parked at an angle"
+            help="share of the scenes, highways apart, in which the street bends or is left, cars "
+            "turn and are parked at an angle"
         ),
     ] = 0.0,
     workers: Annotated[int, typer.Option(help="processes, of one thread each")] = 1,

@@ -528,10 +528,10 @@ def test_labels_may_stand_above_the_ground_and_be_larger(tmp_path: Path) -> None
         prepare(tmp_path / "a", replace(settings, label_lift=0.0), resume=True)
 
 
-def test_things_stand_askew_where_asked(tmp_path: Path) -> None:
+def test_streets_are_oblique_where_asked(tmp_path: Path) -> None:
     """Cars 15 to 75 degrees off the sensor's axes; without it streets meet at right angles."""
 
-    def share_askew(oblique: float) -> float:
+    def share_oblique(oblique: float) -> float:
         scenes = [make_scene(np.random.default_rng([9, index]), oblique) for index in range(40)]
         for scene in scenes:
             iou = boxes_iou_3d(*[torch.from_numpy(scene.boxes)] * 2).fill_diagonal_(0)
@@ -542,7 +542,7 @@ def test_things_stand_askew_where_asked(tmp_path: Path) -> None:
         off_axis = np.abs((np.degrees(yaw) + 45) % 90 - 45)
         return float((off_axis > 15).mean())
 
-    assert share_askew(0.0) < 0.1 < 0.25 < share_askew(0.5) < share_askew(1.0)
+    assert share_oblique(0.0) < 0.1 < 0.25 < share_oblique(0.5) < share_oblique(1.0)
     settings = Settings(1, seed=3, oblique=1.0)
     prepare(tmp_path, settings)
     list(write_frames(tmp_path, settings, [0]))

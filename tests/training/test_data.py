@@ -84,6 +84,14 @@ def test_a_step_may_end_before_training_does(tiny_config: Config) -> None:
         assert pasted or np.array_equal(frame.points, plain.points)
 
 
+def test_an_epoch_beyond_the_training_is_augmented_as_its_last(tiny_config: Config) -> None:
+    """tools/visualize.py --augmented may ask for it."""
+    config = with_augment(tiny_config, "- {name: rotate, range: [0.5, 0.5]}")
+    data = SweepData(config)
+    frame = data.augmented_frames[config.train.epochs + 3, 0]
+    assert not np.allclose(frame.points, data.train_frames[0].points)
+
+
 @pytest.mark.usefixtures("with_database")
 def test_frames_that_are_not_trained_on_lend_no_objects(tiny_config: Config) -> None:
     step = "- {name: sample_objects, counts: {Car: 20}, max_difficulty: 3, min_points: 1}"

@@ -241,9 +241,8 @@ def test_where_drawing_is_slow_less_is_drawn_while_it_turns(page: Page, file: Pa
 def test_the_beginning_of_what_is_drawn_is_spread_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    k3d = pytest.importorskip("k3d")
     sent: dict[str, np.ndarray] = {}
-    import k3d
-
     for name in ("points", "mesh"):
         made = getattr(k3d, name)
 

@@ -334,8 +334,8 @@ class TrainingFrames(Dataset[Frame]):
         return len(self.frames)
 
     def augmentation(self, epoch: int) -> augment.Compose:
-        """What is done to a frame in an epoch."""
-        left = self.epochs - epoch
+        """What is done to a frame in an epoch; beyond the training's last, what is done in that."""
+        left = max(self.epochs - epoch, 1)
         return augment.Compose([step for leave_out, step in self.steps if leave_out < left])
 
     def __getitem__(self, key: tuple[int, int]) -> Frame:

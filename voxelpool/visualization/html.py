@@ -49,7 +49,7 @@ _COMPRESSION = 6
 _IMAGE_WIDTH = 900
 _IMAGE_QUALITY = 80
 _CUBE_TRIANGLES = 12
-_HALVINGS = 5  # of what is drawn, at most; html_controls.js has the same least share
+_HALVINGS = 5  # of what is drawn while the view moves, at most
 
 # Eye, target and the way up. From straight above the way up is no way to turn around.
 VIEWS = {
@@ -129,6 +129,7 @@ class _Page:
         page = {
             "frames": self._frames,
             "ground": self._ground,
+            "least_share": 0.5**_HALVINGS,
             "ring_texts": self._ring_texts,
             "color": self._color,
             "views": VIEWS,
@@ -186,6 +187,7 @@ class _Page:
         layers: list[dict[str, Any]] = []
 
         def layer(key: str, text: str, color: str, ids: list[int], thinned: int = 0) -> None:
+            # thinned: vertices of each point or voxel, if a share of them may be drawn.
             layers.append(
                 {"key": key, "text": text, "color": color, "ids": ids, "thinned": thinned}
             )
@@ -279,7 +281,7 @@ def _spread(scene: Scene) -> Scene:
 
 
 def _halving_order(count: int) -> NDArray[np.int64]:
-    """Rows by how often their number can be halved, most often first."""
+    """(count,) rows by how often their number can be halved, most often first."""
     rows = np.arange(count)
     halvings = sum((rows % 2**times == 0).astype(np.int64) for times in range(1, _HALVINGS + 1))
     return np.argsort(-halvings, kind="stable")

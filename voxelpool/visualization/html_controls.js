@@ -224,7 +224,7 @@ function voxelpoolControls(k3d, page) {
 
   // A machine that is slow to draw draws a part of the points and voxels while the view moves. They
   // lie in an order whose beginning is spread over all of them.
-  const LEAST = 1 / 32, SLOW_MS = 50, FAST_MS = 25, STILL_MS = 250, FAST_FRAMES = 8;
+  const SLOW_MS = 50, FAST_MS = 25, STILL_MS = 250, FAST_FRAMES = 8;
   let share = 1, fast = 0, moved = null, before = null;
 
   function draw(part) {
@@ -244,7 +244,7 @@ function voxelpoolControls(k3d, page) {
   function pace(time, moves) {
     const took = moved === null ? 0 : time - before;
     if (took > SLOW_MS) {
-      share = Math.max(LEAST, share * 2 ** Math.floor(Math.log2(SLOW_MS / took)));
+      share = Math.max(page.least_share, share * 2 ** Math.floor(Math.log2(SLOW_MS / took)));
       fast = 0;
     } else if (moves && took > 0 && took < FAST_MS) {
       fast += 1;

@@ -21,14 +21,13 @@ def make_scene(rng: np.random.Generator, oblique: float = 0.0) -> Scene:
 
     Args:
         rng: draws everything.
-        oblique: share of the scenes, 0 to 1, in which things stand askew: the street bends or the
-            sensor is turning off it, cars turn at the crossing and are parked at an angle.
+        oblique: share of the scenes, 0 to 1, whose street bends or is left by the sensor, and whose
+            cars turn at the crossing and are parked at an angle. Highways stay as they are.
     """
     names = list(_LAYOUTS)
     weights = np.array([_LAYOUTS[name][1] for name in names])
     name = names[int(rng.choice(len(names), p=weights / weights.sum()))]
-    askew = oblique > 0 and rng.random() < oblique
-    return _LAYOUTS[name][0](rng, askew).finish()
+    return _LAYOUTS[name][0](rng, oblique > 0 and rng.random() < oblique).finish()
 
 
 def _site(
@@ -37,15 +36,15 @@ def _site(
     *,
     bend: float = 0.0,
     turn: float = 0.012,
-    askew: bool = False,
+    oblique: bool = False,
 ) -> Site:
     curvature = float(np.clip(rng.normal(0, bend), -0.012, 0.012)) if bend else 0.0
     heading = float(rng.normal(0, turn))
-    if askew and rng.random() < 0.6:
+    if oblique and rng.random() < 0.6:
         curvature = float(rng.choice([-1, 1]) * rng.uniform(0.004, 0.015))
-    elif askew:
+    elif oblique:
         heading = float(rng.choice([-1, 1]) * rng.uniform(0.15, 1.0))
-    return Site(rng, Road(curvature, offset, heading), Ground(rng), askew)
+    return Site(rng, Road(curvature, offset, heading), Ground(rng), oblique)
 
 
 def _segments(cross: float | None, half: float) -> list[tuple[float, float]]:
@@ -89,10 +88,10 @@ def _parked(
     direction: int = 1,
     heavy: float = 0.06,
 ) -> None:
-    """A row of parked vehicles: along the road, square to it or, where all is askew, in between."""
+    """A row of parked vehicles: along the road, square to it or, if oblique, in between."""
     rng = site.rng
     slant = np.pi / 2 if square else 0.0
-    if site.askew and (square or rng.random() < 0.3):
+    if site.oblique and (square or rng.random() < 0.3):
         square, slant = True, rng.uniform(0.6, 1.25) * rng.choice([-1, 1])
     s = stretch[0] + rng.uniform(0, 3)
     while s < stretch[1] - 3:
@@ -280,9 +279,9 @@ def _backdrop_piece(
         site.add_static("wall", mesh, (length, 9.0), s, t, yaw)
 
 
-def _residential(rng: np.random.Generator, askew: bool) -> Site:
+def _residential(rng: np.random.Generator, oblique: bool) -> Site:
     half = rng.uniform(2.4, 3.3)
-    site = _site(rng, -0.5 * half + rng.normal(0, 0.25), bend=0.002, askew=askew)
+    site = _site(rng, -0.5 * half + rng.normal(0, 0.25), bend=0.002, oblique=oblique)
     walk = rng.uniform(1.5, 3.0)
     cross = float(rng.uniform(15, 60)) if rng.random() < 0.4 else None
     site.statics.append(site.ground.mesh(M.GRASS, 0.05))
@@ -324,16 +323,16 @@ def _cross_road(site: Site, s: float, half: float, *, cars: float) -> None:
         t = rng.uniform(-25, 25)
         name = _vehicle(rng, 0.1)
         yaw = direction * np.pi / 2
-        if site.askew:
+        if site.oblique:
             yaw += rng.uniform(-1.0, 1.0)
         site.add_object(name, s + direction * half / 2, t, yaw)
 
 
-def _city(rng: np.random.Generator, askew: bool) -> Site:
+def _city(rng: np.random.Generator, oblique: bool) -> Site:
     lanes = int(rng.integers(1, 3))
     half = 3.3 * lanes
     lane = int(rng.integers(lanes))
-    site = _site(rng, -3.3 * (lane + 0.5) + rng.normal(0, 0.2), askew=askew)
+    site = _site(rng, -3.3 * (lane + 0.5) + rng.normal(0, 0.2), oblique=oblique)
     site.statics.append(site.ground.mesh(M.PAVEMENT, 0.05))
     walk = rng.uniform(2.5, 5)
     cross = float(rng.uniform(9, 40)) if rng.random() < 0.75 else None
@@ -363,9 +362,9 @@ def _city(rng: np.random.Generator, askew: bool) -> Site:
     return site
 
 
-def _country(rng: np.random.Generator, askew: bool) -> Site:
+def _country(rng: np.random.Generator, oblique: bool) -> Site:
     half = rng.uniform(2.7, 3.6)
-    site = _site(rng, -half / 2 + rng.normal(0, 0.2), bend=0.005, askew=askew)
+    site = _site(rng, -half / 2 + rng.normal(0, 0.2), bend=0.005, oblique=oblique)
     site.statics.append(site.ground.mesh(M.GRASS, 0.03))
     site.strip((-half, half), (-EXTENT, EXTENT), 0.02, M.ASPHALT)
     _traffic(site, half / 2, -1, 40, heavy=0.15)
@@ -404,7 +403,7 @@ def _wood(site: Site, side: int, near: float, far: float, dense: float) -> None:
             site.add_static("tree", statics.conifer(rng, rng.uniform(5, 12)), (1.5, 1.5), s, t)
 
 
-def _highway(rng: np.random.Generator, askew: bool) -> Site:
+def _highway(rng: np.random.Generator, oblique: bool) -> Site:
     lanes = int(rng.integers(2, 4))
     centre = rng.uniform(1.0, 2.5)
     ts = centre + 3.6 * (np.arange(lanes) + 0.5)
@@ -435,8 +434,8 @@ def _highway(rng: np.random.Generator, askew: bool) -> Site:
     return site
 
 
-def _car_park(rng: np.random.Generator, askew: bool) -> Site:
-    site = _site(rng, float(rng.normal(0, 1.0)), turn=0.05, askew=askew)
+def _car_park(rng: np.random.Generator, oblique: bool) -> Site:
+    site = _site(rng, float(rng.normal(0, 1.0)), turn=0.05, oblique=oblique)
     site.statics.append(site.ground.mesh(M.ASPHALT, 0.0))
     full = rng.choice([0.15, 0.35, 0.6])
     square = rng.random() < 0.8

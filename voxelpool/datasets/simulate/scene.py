@@ -170,12 +170,19 @@ class Road:
 
 
 class Site:
-    """A scene in the making: places things where nothing stands yet."""
+    """A scene in the making: places things where nothing stands yet.
+
+    Args:
+        rng: draws everything.
+        road: along which it is laid out.
+        ground: on which all stands.
+        oblique: see `make_scene`.
+    """
 
     def __init__(
-        self, rng: np.random.Generator, road: Road, ground: Ground, askew: bool = False
+        self, rng: np.random.Generator, road: Road, ground: Ground, oblique: bool = False
     ) -> None:
-        self.rng, self.road, self.ground, self.askew = rng, road, ground, askew
+        self.rng, self.road, self.ground, self.oblique = rng, road, ground, oblique
         self.statics: list[Mesh] = []
         self.objects: list[SceneObject] = []
         self.things: list[SceneThing] = []

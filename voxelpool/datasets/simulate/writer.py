@@ -47,7 +47,7 @@ class Settings:
         label_lift: see `Annotator`, as is label_scale; the rest does not depend on them. What is
             like KITTI's cars stands in docs/sim_to_real.md.
         label_scale: see there.
-        oblique: share of the scenes in which things stand askew, see `make_scene`.
+        oblique: share of the scenes in which cars stand at all angles, see `make_scene`.
         version: of the simulator.
     """
 
