@@ -171,6 +171,20 @@ def test_thresholds_are_of_the_detector_alone(network: VoxelDetector, sweep: np.
         Detector(network, score_threshold=1.5)
 
 
+def test_votes_are_of_the_detector_alone(network: VoxelDetector, sweep: np.ndarray) -> None:
+    """It merges what the network finds in so many looks."""
+    network.postprocess.score_threshold = 0.02
+    detector = Detector(network, votes=3)
+    assert detector.votes == 3 and Detector(network).votes == 1 and len(network.looks) == 1
+    (expected,) = network.detect(torch.from_numpy(sweep), votes=3)
+    assert len(expected) > 5
+    assert_same(detector.detect(sweep), expected)
+    assert_same(detector.detect([sweep])[0], expected)
+    assert len(detector.detect(sweep[:0])) == 0
+    with pytest.raises(ValueError, match="votes must be at least 1, got 0"):
+        Detector(network, votes=0)
+
+
 def test_the_network_stays_as_it_is(network: VoxelDetector, sweep: np.ndarray) -> None:
     network.train()
     network.loss(network(torch.from_numpy(sweep)), [torch.zeros(0, 7)], [torch.zeros(0).long()])[

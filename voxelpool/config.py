@@ -478,6 +478,9 @@ class PostprocessConfig(_Block):
     """So many of each class, or of all classes together, by an anchor's best score."""
     max_detections: PositiveInt = 100
     """Best boxes of a sweep that are kept."""
+    votes: PositiveInt = 1
+    """Looks at a sweep, mirrored, turned and scaled, whose boxes are averaged; validation during
+    training looks once."""
 
 
 class ScheduleConfig(_Block):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from voxelpool.config import Config
 from voxelpool.datasets.sweeps import find_sweeps, read_ahead, read_lone_sweep
-from voxelpool.detection import Detections, Postprocessor
+from voxelpool.detection import Detections, looks
 from voxelpool.errors import ConfigError
 from voxelpool.models import Precision, VoxelDetector, load_detector
 from voxelpool.models.weights import find_weights, random_points
@@ -40,6 +40,8 @@ class Detector:
         nms_iou: of two boxes that overlap by more in bird's-eye view, the one with the lower score
             is dropped; None: as the network has it.
         max_detections: best boxes of a sweep that are kept; None: as the network has it.
+        votes: looks at a sweep, mirrored, turned and scaled, whose boxes are averaged; each takes
+            as long as one detection. None: as the network has it; see `VoxelDetector.detect`.
         precision: of the convolutions. With ``bf16`` boxes differ by a centimetre or so.
         compile: whether `torch.compile` makes one graph of all that follows voxelization, now;
             or its back end. The first batch of several sweeps compiles once more. For GPUs: on the
@@ -48,7 +50,7 @@ class Detector:
 
     Raises:
         ConfigError: ``device`` is unknown or not there.
-        ValueError: a threshold is out of range, or ``precision`` is unknown.
+        ValueError: a threshold or ``votes`` is out of range, or ``precision`` is unknown.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Detector:
         score_threshold: float | None = None,
         nms_iou: float | None = None,
         max_detections: int | None = None,
+        votes: int | None = None,
         precision: Precision = "32",
         compile: bool | str = False,
     ) -> None:
@@ -74,9 +77,11 @@ class Detector:
         }
         self._network = copy.deepcopy(network).to(self.device).eval().requires_grad_(False)
         self._network.zero_grad(set_to_none=True)
-        self._network.postprocess = Postprocessor(
-            **vars(network.postprocess) | {k: v for k, v in given.items() if v is not None}
+        self._network.postprocess = network.postprocess.changed(
+            **{name: value for name, value in given.items() if value is not None}
         )
+        if votes is not None:
+            self._network.looks = looks(votes)
         if compile:
             _compile(self._network, "inductor" if compile is True else compile)
             for sweep in _warm_up(self._network):
@@ -92,6 +97,7 @@ class Detector:
         score_threshold: float | None = None,
         nms_iou: float | None = None,
         max_detections: int | None = None,
+        votes: int | None = None,
         precision: Precision = "32",
         compile: bool | str = False,
     ) -> Detector:
@@ -106,6 +112,7 @@ class Detector:
             score_threshold: see there.
             nms_iou: see there.
             max_detections: see there.
+            votes: see there.
             precision: see there.
             compile: see there.
 
@@ -121,6 +128,7 @@ class Detector:
             score_threshold=score_threshold,
             nms_iou=nms_iou,
             max_detections=max_detections,
+            votes=votes,
             precision=precision,
             compile=compile,
         )
@@ -154,6 +162,11 @@ class Detector:
     def max_detections(self) -> int:
         """Best boxes of a sweep that are kept."""
         return self._network.postprocess.max_detections
+
+    @property
+    def votes(self) -> int:
+        """Looks at a sweep whose boxes are averaged."""
+        return len(self._network.looks)
 
     def __repr__(self) -> str:
         config = self.config

@@ -192,6 +192,34 @@ def test_detect_by_weights_alone(
     assert (sure >= cut).all() and set(every[every >= cut]) <= set(sure)
 
 
+def test_detect_and_evaluate_by_votes(
+    run_tool: RunTool, trained: tuple[Path, Path], tiny_kitti: Path, tmp_path: Path
+) -> None:
+    """The option and the configuration's key mean the same; several looks change boxes."""
+    config, checkpoint = trained
+    sweep = tiny_kitti / "training" / "velodyne" / "000004.bin"
+    texts = {}
+    for name, how in (
+        ("once", []),
+        ("one", ["--votes", 1]),
+        ("three", ["--votes", 3]),
+        ("key", ["postprocess.votes=3"]),
+    ):
+        code, _, err = run_tool(
+            "detect", config, sweep, *how, "--checkpoint", checkpoint, "--score-threshold", 0,
+            "-o", tmp_path / name,
+        )  # fmt: skip
+        assert code == 0, err
+        texts[name] = (tmp_path / name / "000004.txt").read_text()
+    assert texts["once"] == texts["one"] != texts["three"] == texts["key"]
+    code, _, err = run_tool(
+        "evaluate", config, "postprocess.votes=3", "postprocess.score_threshold=0",
+        "--checkpoint", checkpoint, "--results", tmp_path / "results",
+    )  # fmt: skip
+    assert code == 0, err
+    assert (tmp_path / "results" / "000004.txt").read_text() == texts["three"]
+
+
 def test_detect_says_what_goes_with_what(
     run_tool: RunTool, trained: tuple[Path, Path], tiny_kitti: Path
 ) -> None:

@@ -13,6 +13,7 @@ from voxelpool.detection.box_coder import decode, direction_of, encode, face
 from voxelpool.detection.losses import DetectionLoss
 from voxelpool.detection.postprocess import Detections, Postprocessor
 from voxelpool.detection.targets import AnchorTargets, TargetAssigner, iou_nearest, iou_standup
+from voxelpool.detection.votes import Look, looks, merge
 
 __all__ = [
     "AnchorGenerator",
@@ -20,6 +21,7 @@ __all__ = [
     "AnchorTargets",
     "DetectionLoss",
     "Detections",
+    "Look",
     "Postprocessor",
     "Predictions",
     "TargetAssigner",
@@ -31,4 +33,6 @@ __all__ = [
     "flatten_maps",
     "iou_nearest",
     "iou_standup",
+    "looks",
+    "merge",
 ]

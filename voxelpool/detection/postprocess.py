@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -130,6 +130,14 @@ class Postprocessor:
         self.center_range = None if center_range is None else tuple(center_range)
         self.classes = tuple(classes)
 
+    def changed(self, **settings: Any) -> Postprocessor:
+        """The same but for these arguments.
+
+        Raises:
+            ValueError: as the class.
+        """
+        return Postprocessor(**vars(self) | settings)
+
     @torch.no_grad()
     def __call__(
         self, predictions: Predictions, anchors: Tensor, class_ids: Tensor
@@ -187,40 +195,52 @@ class Postprocessor:
         if self.nms_pre_of == "frame":
             rows = rows[_best_first(best[rows], self.nms_pre)]
         rows, classes, candidate_scores = self._candidates(scores, rows, class_ids)
-        group_of = torch.zeros_like(classes) if self.nms == "agnostic" else classes
-        boxes, kept_scores, kept_classes = [], [], []
-        for group_id in torch.unique(group_of).tolist():
-            group = (group_of == group_id).nonzero().squeeze(1)
-            group = group[_best_first(candidate_scores[group], self.nms_pre)]
-            chosen = rows[group]
-            found = decode(residuals[chosen].float(), anchors[chosen].float())
-            if directions is not None:
-                way = directions[chosen].float().argmax(dim=1)
-                found[:, 6] = face(found[:, 6], way, self.direction_offset)
-            inside = found.isfinite().all(dim=1)
-            if self.center_range is not None:
-                limits = found.new_tensor(self.center_range)
-                inside &= ((found[:, :3] >= limits[:3]) & (found[:, :3] <= limits[3:])).all(dim=1)
-            found, found_scores = found[inside], candidate_scores[group][inside]
-            keep = nms_rotated(found, found_scores, self.nms_iou)
-            boxes.append(found[keep])
-            kept_scores.append(found_scores[keep])
-            kept_classes.append(classes[group][inside][keep])
-        if not boxes:
-            return Detections(
-                anchors.new_zeros(0, 7, dtype=torch.float32),
-                scores.new_zeros(0),
-                class_ids.new_zeros(0, dtype=torch.int64),
-                self.classes,
+        entering = [
+            group[_best_first(candidate_scores[group], self.nms_pre)]
+            for group in self._groups(classes)
+        ]
+        if entering:
+            chosen = torch.cat(entering)
+            rows, classes, candidate_scores = (
+                rows[chosen],
+                classes[chosen],
+                candidate_scores[chosen],
             )
-        all_scores = torch.cat(kept_scores)
-        order = _best_first(all_scores, self.max_detections)
-        return Detections(
-            torch.cat(boxes)[order],
-            all_scores[order],
-            torch.cat(kept_classes)[order],
-            self.classes,
+        found = decode(residuals[rows].float(), anchors[rows].float())
+        if directions is not None:
+            way = directions[rows].float().argmax(dim=1)
+            found[:, 6] = face(found[:, 6], way, self.direction_offset)
+        inside = found.isfinite().all(dim=1)
+        if self.center_range is not None:
+            limits = found.new_tensor(self.center_range)
+            inside &= ((found[:, :3] >= limits[:3]) & (found[:, :3] <= limits[3:])).all(dim=1)
+        return self.suppress(
+            Detections(found[inside], candidate_scores[inside], classes[inside], self.classes)
         )
+
+    def suppress(self, found: Detections) -> Detections:
+        """Drops boxes with a low score and those that overlap a better one; the best are kept.
+
+        Args:
+            found: boxes of one frame, in any order.
+
+        Returns:
+            By descending score.
+        """
+        found = found[found.scores >= self.score_threshold]
+        kept = [
+            group[nms_rotated(found.boxes[group], found.scores[group], self.nms_iou)]
+            for group in self._groups(found.class_ids)
+        ]
+        if kept:
+            found = found[torch.cat(kept)]
+        return found[_best_first(found.scores, self.max_detections)]
+
+    def _groups(self, class_ids: Tensor) -> list[Tensor]:
+        """Rows of the boxes that may drop each other, a tensor for each group that there is."""
+        if self.nms == "agnostic":
+            class_ids = torch.zeros_like(class_ids)
+        return [(class_ids == one).nonzero().squeeze(1) for one in torch.unique(class_ids).tolist()]
 
     def _candidates(
         self, scores: Tensor, rows: Tensor, class_ids: Tensor

@@ -32,6 +32,8 @@ from voxelpool.detection import (
     TargetAssigner,
     VoxelsUnderAnchors,
     flatten_maps,
+    looks,
+    merge,
 )
 from voxelpool.detection.targets import IGNORED
 from voxelpool.nn import RPN, VFE, DenseMiddle, MeanVFE, ScatterMiddle, SparseMiddle
@@ -101,8 +103,9 @@ class VoxelDetector(nn.Module):
         self.postprocess = Postprocessor(
             direction_offset=config.head.direction_offset,
             classes=config.classes,
-            **config.postprocess.model_dump(),
+            **config.postprocess.model_dump(exclude={"votes"}),
         )
+        self.looks = looks(config.postprocess.votes)
 
     def _encoder(self) -> VFE | MeanVFE:
         block, norm = self.config.vfe, self.config.norm
@@ -278,21 +281,49 @@ class VoxelDetector(nn.Module):
         *,
         seed: int = 0,
         precision: Precision = "32",
+        votes: int | None = None,
     ) -> list[Detections]:
         """Finds objects; arguments as `forward`, one result a sweep.
 
         A sweep gives the same boxes alone and in any batch, up to rounding in the convolutions;
         one without a point in the grid has none. With ``precision="bf16"`` the convolutions take
         bfloat16: faster, and boxes differ by a centimetre or so.
+
+        With ``votes`` above 1 it looks at each sweep so many times, at the sweep itself first and
+        then at it mirrored, turned and scaled, and merges what it found: see
+        `voxelpool.detection.votes`. Boxes that a single look finds take part from half the score
+        threshold on; the threshold is for what they become. None: ``config.postprocess.votes``.
+        This is for networks that learned from sweeps flipped, rotated and scaled.
         """
+        views = self.looks if votes is None else looks(votes)
+        if len(views) == 1:
+            return self._detect(points, batch, batch_size, seed, precision, self.postprocess)
+        lenient = self.postprocess.changed(score_threshold=self.postprocess.score_threshold / 2)
+        found = []
+        for look in views:
+            seen = look.points(points)
+            in_look = self._detect(seen, batch, batch_size, seed, precision, lenient)
+            found.append([replace(one, boxes=look.boxes_back(one.boxes)) for one in in_look])
+        return [
+            self.postprocess.suppress(merge(of_sweep, views, self.grid.range))
+            for of_sweep in zip(*found, strict=True)
+        ]
+
+    def _detect(
+        self,
+        points: Tensor,
+        batch: Tensor | None,
+        batch_size: int,
+        seed: int,
+        precision: Precision,
+        postprocess: Postprocessor,
+    ) -> list[Detections]:
         voxels = self.voxelize(points, batch, batch_size, seed=seed)
         half = torch.autocast(points.device.type, torch.bfloat16)
         with half if precision == "bf16" else nullcontext():
             predictions = self.predict(points, voxels)
         scores = self.counted_scores(predictions.scores, voxels)
-        return self.postprocess(
-            predictions._replace(scores=scores), self.anchors, self.anchor_classes
-        )
+        return postprocess(predictions._replace(scores=scores), self.anchors, self.anchor_classes)
 
     def counted_scores(self, scores: Tensor, voxels: Voxels) -> Tensor:
         """Scores (B, N) or (B, N, classes); NaN, below any threshold, where no anchor counts.

@@ -186,7 +186,7 @@ class DetectorModule(TrainedModule):
         """Detects in a batch and keeps results and labels for the epoch's end."""
         if not batch.frames:
             return []
-        found = self.model.detect(batch.points, batch.batch, batch.batch_size)
+        found = self.model.detect(batch.points, batch.batch, batch.batch_size, votes=1)
         labels = []
         for frame in batch.frames:
             assert frame.objects is not None, "validation frames are read with their labels"
