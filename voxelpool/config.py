@@ -501,7 +501,7 @@ class TrainConfig(_Block):
 
     weights: str | None = None
     """What the network begins with: a checkpoint, or a name of shipped weights; null begins with
-    random ones."""
+    random ones. A detector may have other anchors there: those that it has not begin anew."""
     epochs: PositiveInt = 160
     batch_size: PositiveInt = 16
     """Of all processes together."""

@@ -122,6 +122,68 @@ def load_detector(path: str | os.PathLike[str], config: Config | None = None) ->
     return _with_weights(build_detector(config or trained), contents, path)
 
 
+def begin_with(detector: VoxelDetector, path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Gives a detector the weights of one that was trained, perhaps for other classes.
+
+    The networks must be the same but for their anchors. What the heads say of an anchor that both
+    have, of the same class, size, height and rotations, is taken over; of others it stays.
+
+    Args:
+        detector: changed in place.
+        path: a checkpoint that training wrote.
+
+    Returns:
+        The classes that nothing was taken over for.
+
+    Raises:
+        CheckpointError: unreadable, of a classifier, or of another network in more than its
+            anchors; names the first key that differs. ``detector`` is as it was then.
+    """
+    contents = load_checkpoint(path)
+    known = _of_detector(checkpoint_config(contents, path), path)
+    config = detector.config
+    require_same_network(config, known, path, but_for=("anchors",))
+    trained = _with_weights(build_detector(known), contents, path)
+    anchors = _anchors_of_both(config, known)
+    classes = [
+        (row, known.classes.index(name))
+        for row, name in enumerate(config.classes)
+        if name in known.classes
+    ]
+    # What a head says of an anchor: values here, and the same values there.
+    values = {
+        "rpn.score_head": classes if config.head.scores == "all" else [(0, 0)],
+        "rpn.residual_head": [(row, row) for row in range(7)],
+        "rpn.direction_head": [(row, row) for row in range(2)],
+    }
+    weights = detector.state_dict()
+    for name, value in trained.state_dict().items():
+        head = name.rpartition(".")[0]
+        if head not in values:
+            weights[name].copy_(value)
+            continue
+        here = weights[name].unflatten(0, (len(detector.anchor_classes), -1))
+        there = value.unflatten(0, (len(trained.anchor_classes), -1))
+        for anchor, known_anchor in anchors:
+            for row, known_row in values[head]:
+                here[anchor, row] = there[known_anchor, known_row]
+    taken_over = {config.classes[int(detector.anchor_classes[anchor])] for anchor, _ in anchors}
+    return tuple(name for name in config.classes if name not in taken_over)
+
+
+def _anchors_of_both(config: Config, known: Config) -> list[tuple[int, int]]:
+    """Which anchor of a place of ``config`` is which of ``known``; those of both alone."""
+    here, there = (
+        [
+            (anchor.class_name, anchor.size, anchor.z_center, yaw)
+            for anchor in of.anchors
+            for yaw in anchor.rotations
+        ]
+        for of in (config, known)
+    )
+    return [(row, there.index(anchor)) for row, anchor in enumerate(here) if anchor in there]
+
+
 def load_classifier(
     path: str | os.PathLike[str], config: ClassifierConfig | None = None
 ) -> nn.Module:
@@ -179,12 +241,25 @@ def _with_weights(
 
 
 def require_same_network(
-    config: AnyConfig, trained: AnyConfig, path: str | os.PathLike[str]
+    config: AnyConfig,
+    trained: AnyConfig,
+    path: str | os.PathLike[str],
+    *,
+    but_for: Sequence[str] = (),
 ) -> None:
-    """Raises CheckpointError, naming the key, unless both describe the same network."""
+    """Raises CheckpointError, naming the key, unless both describe the same network.
+
+    Args:
+        config: what is asked for.
+        trained: what the checkpoint has.
+        path: the checkpoint.
+        but_for: keys that may differ.
+    """
     classifier = isinstance(config, ClassifierConfig) and isinstance(trained, ClassifierConfig)
     keys = _DECIDES_THE_CLASSIFIER if classifier else _DECIDES_THE_NETWORK
     for key in keys if type(config) is type(trained) else ("model",):
+        if key in but_for:
+            continue
         asked, has = getattr(config, key), getattr(trained, key)
         difference = first_difference(asked, has, key)
         if difference:

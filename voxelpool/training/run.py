@@ -28,8 +28,8 @@ from voxelpool.config import AnyConfig, ClassifierConfig, Config, load_config, s
 from voxelpool.datasets.objects import Progress
 from voxelpool.errors import CheckpointError, ConfigError
 from voxelpool.files import refuse_existing
-from voxelpool.models import load_checkpoint, load_classifier, load_detector
-from voxelpool.models.checkpoint import first_difference
+from voxelpool.models import load_checkpoint, load_classifier
+from voxelpool.models.checkpoint import begin_with, first_difference
 from voxelpool.models.weights import find_weights
 from voxelpool.nn import synchronise_norms
 from voxelpool.training import distributed
@@ -302,10 +302,9 @@ def _begin_with(module: TrainedModule, path: Path) -> None:
     """Gives an untrained network the weights of one that was trained."""
     config = module.config
     if isinstance(config, ClassifierConfig):
-        trained = load_classifier(path, config)
+        module.model.load_state_dict(load_classifier(path, config).state_dict())
     else:
-        trained = load_detector(path, config)
-    module.model.load_state_dict(trained.state_dict())
+        begin_with(module.model, path)
 
 
 def _averaging(decay: float) -> Callback:
