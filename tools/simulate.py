@@ -30,6 +30,13 @@ def main(
             metavar="L W H", help="how much longer, wider and higher than objects labels are"
         ),
     ] = (1.0, 1.0, 1.0),
+    label_shift: Annotated[
+        float,
+        typer.Option(
+            help="how much nearer to the sensor than objects labels stand, along their length and "
+            "as a share of it"
+        ),
+    ] = 0.0,
     oblique: Annotated[
         float,
         typer.Option(
@@ -52,7 +59,7 @@ def main(
     """
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, got {workers}")
-    settings = Settings(frames, val_frames, seed, label_lift, label_scale, oblique)
+    settings = Settings(frames, val_frames, seed, label_lift, label_scale, label_shift, oblique)
     missing = prepare(out, settings, resume=resume)
     if missing:
         done = write_frames(out, settings, missing, workers=workers)

@@ -27,7 +27,7 @@ from voxelpool.datasets.simulate import (
     simulate_frame,
     write_frames,
 )
-from voxelpool.datasets.simulate.labels import draw_calibration, label
+from voxelpool.datasets.simulate.labels import Annotator, draw_calibration, label
 from voxelpool.datasets.simulate.layouts import make_scene
 from voxelpool.datasets.simulate.meshes import Material, Mesh, box, merge
 from voxelpool.datasets.simulate.scene import Scene, SceneObject, overlaps
@@ -528,6 +528,37 @@ def test_labels_may_stand_above_the_ground_and_be_larger(tmp_path: Path) -> None
         prepare(tmp_path / "a", replace(settings, label_lift=0.0), resume=True)
 
 
+@pytest.mark.parametrize(
+    ("x", "y", "yaw", "expected"),
+    [
+        (20.0, 0.0, 0.0, (19.6, 0.0)),
+        (20.0, 0.0, math.pi, (19.6, 0.0)),
+        (0.0, -20.0, math.pi / 2, (0.0, -19.6)),
+        (20.0, 0.0, math.pi / 2, (20.0, 0.0)),  # seen from its side
+        (20.0, 0.0, math.pi / 4, (19.8, -0.2)),  # half of it: the cosine twice
+        (0.0, 0.0, 0.0, (0.0, 0.0)),
+    ],
+)
+def test_labels_may_stand_nearer_to_the_sensor(
+    x: float, y: float, yaw: float, expected: tuple[float, float]
+) -> None:
+    """By a tenth of 4 m, along the length."""
+    (box,) = Annotator(shift=0.1).boxes(np.array([[x, y, -1.0, 4.0, 1.6, 1.5, yaw]]))
+    np.testing.assert_allclose(box, [*expected, -1.0, 4.0, 1.6, 1.5, yaw], atol=1e-9)
+
+
+def test_the_shift_of_labels_is_a_setting(tmp_path: Path) -> None:
+    settings = Settings(1, seed=3, label_shift=0.03)
+    prepare(tmp_path, settings)
+    list(write_frames(tmp_path, settings, [0]))
+    frame = simulate_frame(3, 0, Annotator(shift=0.03))
+    written = read_label(tmp_path / "training" / "label_2" / "000000.txt")
+    np.testing.assert_allclose(written.location, frame.objects.location, atol=0.006)
+    assert not np.allclose(written.location, simulate_frame(3, 0).objects.location, atol=0.03)
+    with pytest.raises(DataError, match=r"started with label_shift=0\.03, not 0\.0"):
+        prepare(tmp_path, Settings(1, seed=3), resume=True)
+
+
 def test_streets_are_oblique_where_asked(tmp_path: Path) -> None:
     """Cars 15 to 75 degrees off the sensor's axes; without it streets meet at right angles."""
 
@@ -614,6 +645,7 @@ def test_a_foreign_folder_is_not_continued(tmp_path: Path) -> None:
         (lambda: Settings(2, label_lift=math.nan), "label_lift must be between -1 and 1"),
         (lambda: Settings(2, label_scale=(1, 1, 3)), "label_scale must be three factors"),
         (lambda: Settings(2, label_scale=(1, math.nan, 1)), "label_scale must be three factors"),
+        (lambda: Settings(2, label_shift=math.nan), "label_shift must be between -0.5 and 0.5"),
         (lambda: Settings(2, oblique=1.5), "oblique must be between 0 and 1"),
         (
             lambda: list(write_frames(Path(), Settings(1), [0], workers=0)),

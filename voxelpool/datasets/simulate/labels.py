@@ -40,16 +40,23 @@ class Annotator:
     Attributes:
         lift: how far above the ground they stand, metres.
         scale: how much longer, wider and higher than the objects they are.
+        shift: how much nearer to the sensor they stand, along their length and as a share of it;
+            less where that is across the line of sight, by the cosine between the two.
     """
 
     lift: float = 0.0
     scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    shift: float = 0.0
 
     def boxes(self, objects: Float) -> Float:
-        """The boxes (n, 7) around the objects that fill (n, 7)."""
+        """The boxes (n, 7) around the objects that fill (n, 7); the sensor is at the origin."""
         boxes = objects.copy()
         boxes[:, 3:6] *= self.scale
         boxes[:, 2] += (boxes[:, 5] - objects[:, 5]) / 2 + self.lift
+        axis = np.stack([np.cos(objects[:, 6]), np.sin(objects[:, 6])], axis=1)
+        distance = np.linalg.norm(objects[:, :2], axis=1)
+        away = (objects[:, :2] * axis).sum(axis=1) / np.maximum(distance, 1e-9)
+        boxes[:, :2] -= (self.shift * objects[:, 3] * away)[:, None] * axis
         return boxes
 
 

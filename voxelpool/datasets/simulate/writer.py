@@ -44,9 +44,10 @@ class Settings:
         frames: how many there are.
         val_frames: how many of them, the last ones, are for validation.
         seed: of all randomness; frame i depends on it and on i only.
-        label_lift: see `Annotator`, as is label_scale; the rest does not depend on them. What is
-            like KITTI's cars stands in docs/sim_to_real.md.
+        label_lift: see `Annotator`, as are label_scale and label_shift; the rest does not depend
+            on them. What is like KITTI's cars stands in docs/sim_to_real.md.
         label_scale: see there.
+        label_shift: see there.
         oblique: share of the scenes in which cars stand at all angles, see `make_scene`.
         version: of the simulator.
     """
@@ -56,6 +57,7 @@ class Settings:
     seed: int = 0
     label_lift: float = 0.0
     label_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    label_shift: float = 0.0
     oblique: float = 0.0
     version: int = VERSION
 
@@ -74,13 +76,15 @@ class Settings:
         if len(scale) != 3 or not all(0.5 <= factor <= 2 for factor in scale):
             raise DataError(f"label_scale must be three factors from 0.5 to 2, got {scale}")
         object.__setattr__(self, "label_scale", scale)
+        if not abs(self.label_shift) <= 0.5:
+            raise DataError(f"label_shift must be between -0.5 and 0.5, got {self.label_shift}")
         if not 0 <= self.oblique <= 1:
             raise DataError(f"oblique must be between 0 and 1, got {self.oblique}")
 
     @property
     def annotator(self) -> Annotator:
         """How labels are put around objects."""
-        return Annotator(self.label_lift, self.label_scale)
+        return Annotator(self.label_lift, self.label_scale, self.label_shift)
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +210,12 @@ def _check_settings(file: Path, settings: Settings) -> None:
         raise DataError(f"{file}: {error}") from None
     if not isinstance(found, dict):
         raise DataError(f"{file}: expected an object of settings")
-    came_later = {"label_lift": 0.0, "label_scale": [1.0, 1.0, 1.0], "oblique": 0.0}
+    came_later = {
+        "label_lift": 0.0,
+        "label_scale": [1.0, 1.0, 1.0],
+        "label_shift": 0.0,
+        "oblique": 0.0,
+    }
     for key, value in json.loads(json.dumps(asdict(settings))).items():
         begun = found.get(key, came_later.get(key))
         if begun != value:
