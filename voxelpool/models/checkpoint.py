@@ -139,11 +139,9 @@ def begin_with(detector: VoxelDetector, path: str | os.PathLike[str]) -> tuple[s
         CheckpointError: unreadable, of a classifier, or of another network in more than its
             anchors; names the first key that differs. ``detector`` is as it was then.
     """
-    contents = load_checkpoint(path)
-    known = _of_detector(checkpoint_config(contents, path), path)
-    config = detector.config
+    trained = load_detector(path)
+    config, known = detector.config, trained.config
     require_same_network(config, known, path, but_for=("anchors",))
-    trained = _with_weights(build_detector(known), contents, path)
     anchors = _anchors_of_both(config, known)
     classes = [
         (row, known.classes.index(name))
