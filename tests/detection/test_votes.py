@@ -238,6 +238,14 @@ def test_each_sweep_of_a_batch_votes_alone(network: VoxelDetector) -> None:
         torch.testing.assert_close(one.scores, alone.scores, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(5,), (5, 3), (5, 5), (2, 5, 4)])
+def test_points_of_another_shape_are_refused(
+    network: VoxelDetector, shape: tuple[int, ...]
+) -> None:
+    with pytest.raises(ValueError, match=r"points must have shape \(N, 4\), got"):
+        network.detect(torch.zeros(shape), votes=3)
+
+
 def test_votes_are_configured(tiny_config: Config) -> None:
     assert len(build_detector(tiny_config).looks) == 1
     settings = tiny_config.postprocess.model_copy(update={"votes": 5})

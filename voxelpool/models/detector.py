@@ -187,10 +187,7 @@ class VoxelDetector(nn.Module):
         Raises:
             ValueError: points of another width.
         """
-        if points.dim() != 2 or points.shape[1] != self.point_dims:
-            raise ValueError(
-                f"points must have shape (N, {self.point_dims}), got {tuple(points.shape)}"
-            )
+        self._check_width(points)
         block = self.config.vfe
         if self.config.grid.open:
             low = points.new_tensor(self.grid.range[:3])
@@ -205,6 +202,12 @@ class VoxelDetector(nn.Module):
             seed=seed,
         )
         return voxels if block.keep == "random" else voxels.first(block.max_points)
+
+    def _check_width(self, points: Tensor) -> None:
+        if points.dim() != 2 or points.shape[1] != self.point_dims:
+            raise ValueError(
+                f"points must have shape (N, {self.point_dims}), got {tuple(points.shape)}"
+            )
 
     def predict(self, points: Tensor, voxels: Voxels) -> Predictions:
         """As `forward`, from points that are grouped already.
@@ -298,6 +301,7 @@ class VoxelDetector(nn.Module):
         views = self.looks if votes is None else looks(votes)
         if len(views) == 1:
             return self._detect(points, batch, batch_size, seed, precision, self.postprocess)
+        self._check_width(points)
         lenient = self.postprocess.changed(score_threshold=self.postprocess.score_threshold / 2)
         found = []
         for look in views:
