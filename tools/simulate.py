@@ -44,6 +44,14 @@ def main(
             "turn and are parked at an angle"
         ),
     ] = 0.0,
+    faint: Annotated[
+        bool,
+        typer.Option(
+            "--faint",
+            help="vehicles send back as little as KITTI's: paint loses returns with distance, of "
+            "some nearly all of them, and windows are seen through",
+        ),
+    ] = False,
     workers: Annotated[int, typer.Option(help="processes, of one thread each")] = 1,
     resume: Annotated[
         bool, typer.Option("--resume", help="complete a data set of the same settings")
@@ -59,7 +67,9 @@ def main(
     """
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, got {workers}")
-    settings = Settings(frames, val_frames, seed, label_lift, label_scale, label_shift, oblique)
+    settings = Settings(
+        frames, val_frames, seed, label_lift, label_scale, label_shift, oblique, faint
+    )
     missing = prepare(out, settings, resume=resume)
     if missing:
         done = write_frames(out, settings, missing, workers=workers)

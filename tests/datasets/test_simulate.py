@@ -328,6 +328,13 @@ def look(statics: Mesh, *things: SceneObject) -> tuple[Scene, Sweep]:
     return scene, scan(np.random.default_rng(1), scene)
 
 
+def seen(statics: Mesh, car: SceneObject, *, faint: bool, turns: int = 1) -> list[np.ndarray]:
+    """Points (N, 4) of a car, as each of some turns of the sensor sees it."""
+    scene = Scene(statics, np.ones(len(statics.triangles)), [car])
+    sweeps = [scan(np.random.default_rng(seed), scene, faint) for seed in range(turns)]
+    return [sweep.points[sweep.owner == 0] for sweep in sweeps]
+
+
 def labels_of(scene: Scene, sweep: Sweep, seed: int = 0) -> KittiObjects:
     return label(np.random.default_rng(seed), scene, sweep, PINHOLE, DEFAULT_IMAGE_SIZE)
 
@@ -582,6 +589,81 @@ def test_streets_are_oblique_where_asked(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_scene(tmp_path, "000000").boxes, frame.scene.boxes)
     with pytest.raises(DataError, match=r"started with oblique=1\.0, not 0\.0"):
         prepare(tmp_path, replace(settings, oblique=0.0), resume=True)
+
+
+def test_faint_vehicles_alone_are_seen_otherwise() -> None:
+    """Which rays hit what, and what comes back of all else, does not depend on it."""
+    scene = Scene(flat(), np.ones(len(flat().triangles)), [thing(9, 3), thing(30, -4)])
+    plain, faint = (scan(np.random.default_rng(1), scene, on) for on in (False, True))
+    np.testing.assert_array_equal(plain.aimed, faint.aimed)
+    np.testing.assert_array_equal(plain.share, faint.share)
+    np.testing.assert_array_equal(plain.points[plain.owner < 0], faint.points[faint.owner < 0])
+    assert len(plain.points) != len(faint.points)
+    walker = thing(9, 3, name="Pedestrian", size=np.array([0.8, 0.6, 1.7]))
+    walkers = Scene(flat(), np.ones(len(flat().triangles)), [walker])
+    plain, faint = (scan(np.random.default_rng(1), walkers, on) for on in (False, True))
+    np.testing.assert_array_equal(plain.points, faint.points)
+
+
+def test_far_cars_lose_more_and_some_nearly_all() -> None:
+    """Of a car's end, as docs/sim_to_real.md has it of KITTI's: none near, and of 0 to 19 of 20."""
+
+    def kept(x: float) -> np.ndarray:
+        plain, faint = (
+            [
+                float(((part[:, 2] > GROUND + 0.35) & (part[:, 2] < GROUND + 0.8)).sum())
+                for part in seen(flat(), thing(x, 0.0), faint=on, turns=30)
+            ]
+            for on in (False, True)
+        )
+        return np.array(faint) / np.array(plain)
+
+    near, far = kept(9.0), kept(40.0)
+    assert near.min() > 0.9
+    assert 0.55 < far.mean() < 0.85
+    assert far.min() < 0.4 < 0.9 < far.max()
+
+
+def test_far_roofs_are_not_seen_and_dark_paint_is_zero() -> None:
+    def zeros_and_roof(faint: bool) -> tuple[float, int]:
+        points = np.concatenate(seen(flat(), thing(40.0, 0.0), faint=faint, turns=10))
+        return float((points[:, 3] == 0).mean()), int((points[:, 2] > GROUND + 1.46).sum())
+
+    (plain_zeros, plain_roof), (faint_zeros, faint_roof) = map(zeros_and_roof, (False, True))
+    assert plain_zeros < 0.5 < 0.6 < faint_zeros
+    assert plain_roof > 0
+    assert faint_roof < 0.5 * plain_roof
+
+
+@pytest.mark.parametrize("yaw", [0.0, 0.7, np.pi / 2])
+def test_what_comes_back_from_behind_windows_lies_in_the_car(yaw: float) -> None:
+    """The cabin holds points where without it there are none; nothing leaves the box."""
+    car = thing(9.0, 0.0, yaw)
+
+    def depths(faint: bool) -> np.ndarray:
+        points = np.concatenate(seen(flat(), car, faint=faint, turns=4))[:, :3].astype(np.float64)
+        place = in_box_frame(points, car.box)
+        assert (np.abs(place) < CAR / 2 + 0.06).all()
+        return place
+
+    def in_the_cabin(place: np.ndarray) -> int:
+        inner = (np.abs(place[:, 0]) < 1.0) & (np.abs(place[:, 1]) < 0.4)
+        height = place[:, 2] + CAR[2] / 2
+        return int((inner & (height > 0.98) & (height < 1.3)).sum())
+
+    plain, faint = in_the_cabin(depths(False)), in_the_cabin(depths(True))
+    assert faint > 2 * plain + 10
+
+
+def test_faint_vehicles_are_a_setting(tmp_path: Path) -> None:
+    settings = Settings(1, seed=3, faint=True)
+    prepare(tmp_path, settings)
+    list(write_frames(tmp_path, settings, [0]))
+    points = read_sweep(tmp_path / "training" / "velodyne" / "000000.bin")
+    assert points.tobytes() == simulate_frame(3, 0, faint=True).sweep.points.tobytes()
+    assert points.tobytes() != simulate_frame(3, 0).sweep.points.tobytes()
+    with pytest.raises(DataError, match=r"started with faint=True, not False"):
+        prepare(tmp_path, Settings(1, seed=3), resume=True)
 
 
 def test_the_order_of_writing_does_not_matter(tmp_path: Path) -> None:

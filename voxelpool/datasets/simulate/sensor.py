@@ -70,6 +70,18 @@ _ROUGHNESS[[M.WOOD, M.LEAF]] = 0.08
 # By distance in metres: how reflectance is scaled, and how much of it is reported as zero.
 _GAIN = np.array([(0, 0.85), (6, 0.95), (14, 1.2), (30, 1.0), (80, 0.5)]).T
 _DARK = np.array([(0, 0.2), (4, 0.17), (6, 0.10), (14, 0.04), (25, 0.1), (55, 0.65), (80, 0.75)]).T
+# The same of KITTI's vehicles, measured on cars of which nothing is hidden (docs/sim_to_real.md).
+# What their paint sends back gets lost with distance, of some nearly all and of others nothing,
+# and wherever it is seen at a grazing angle; most of the rest is reported as zero.
+_FAINT_LOSS = np.array([(0, 0.0), (12, 0.0), (32, 0.95)]).T
+_GRAZING = 0.2
+_GRAZING_LOSS = np.array([(0, 0.0), (15, 0.1), (40, 1.0)]).T
+_FAINT_DARK = np.array([(0, 0.1), (10, 0.2), (25, 0.5), (35, 0.75)]).T
+_GLASS_DARK = np.array([(0, 0.5), (10, 0.6), (25, 0.9)]).T
+# Near windows send more back, half of it from behind the glass, up to so many metres deeper.
+_GLASS_LOSS = np.array([(0, 0.3), (15, 0.35), (25, 0.5), (45, 0.8)]).T
+_CABIN = 0.9
+_VEHICLES = ("Car", "Van", "Truck", "Tram", "Misc")
 _TABLE = np.array([SURFACES[material] for material in Material])
 _COLOURED = np.isin(np.arange(len(_TABLE)), (M.PAINT, M.CLOTH))
 
@@ -133,8 +145,15 @@ def _scene(meshes: list[Any]) -> Any:
     return scene, whole
 
 
-def scan(rng: np.random.Generator, scene: Scene) -> Sweep:
-    """Turns the sensor once at the origin of ``scene``."""
+def scan(rng: np.random.Generator, scene: Scene, faint: bool = False) -> Sweep:
+    """Turns the sensor once at the origin of ``scene``.
+
+    Args:
+        rng: where the randomness comes from.
+        scene: what it stands in.
+        faint: whether vehicles send back as little as those of KITTI do; which rays hit what, and
+            all else, does not depend on it.
+    """
     rays = directions(rng)
     packed = np.zeros((len(rays), 6), np.float32)
     packed[:, 3:] = rays
@@ -164,22 +183,79 @@ def scan(rng: np.random.Generator, scene: Scene) -> Sweep:
     base *= scene_gain * shade[primitive]
     bright = base * (0.62 + 0.38 * cosine) * np.interp(distance, *_GAIN)
     # What little comes back from far away or at a grazing angle is lost more often.
-    faint = np.clip(0.01 + (distance / 80) ** 2 * 0.2 + 0.15 * (cosine < 0.03), 0, 1)
-    lost = 1 - (1 - loss) * (1 - faint * np.clip(1.15 - bright, 0.2, 1.0))
+    weak = np.clip(0.01 + (distance / 80) ** 2 * 0.2 + 0.15 * (cosine < 0.03), 0, 1)
+    lost = 1 - (1 - loss) * (1 - weak * np.clip(1.15 - bright, 0.2, 1.0))
+    deeper, vehicle_dark = np.zeros(len(hit)), np.zeros(len(hit))
+    if faint:
+        lost, vehicle_dark, deeper = _vehicle_returns(
+            rng.spawn(1)[0], scene, owner, material, direction * distance[:, None], cosine, lost
+        )
     kept = rng.random(len(hit)) >= lost
 
     noise = rng.standard_normal((2, len(hit)))
     rough = _ROUGHNESS[material] * (owner < 0) / np.maximum(cosine, 0.05)
-    distance += np.hypot(RANGE_NOISE, np.minimum(rough, 0.3)) * noise[0]
+    distance += np.hypot(RANGE_NOISE, np.minimum(rough, 0.3)) * noise[0] + deeper
     np.clip(distance, *RANGE, out=distance)
     reflectance = bright + spread * noise[1] - 0.02
-    dark = np.interp(distance, *_DARK) * rng.uniform(0.5, 1.5)
+    dark = np.maximum(np.interp(distance, *_DARK) * rng.uniform(0.5, 1.5), vehicle_dark)
     reflectance[rng.random(len(hit)) < dark] = 0.0
     points = np.empty((len(hit), 4))
     points[:, :3] = np.round(direction * distance[:, None], 3)
     points[:, 3] = np.clip(np.round(reflectance, 2), 0.0, 0.99)
     share, aimed = _visibility(scene, packed, hit, owner)
     return Sweep(points[kept].astype(np.float32), owner[kept], share, aimed)
+
+
+def _vehicle_returns(
+    rng: np.random.Generator,
+    scene: Scene,
+    owner: NDArray[np.int64],
+    material: NDArray[np.int64],
+    place: Float,
+    cosine: Float32,
+    lost: Float,
+) -> tuple[Float, Float, Float]:
+    """How vehicles like KITTI's send the rays back that hit them.
+
+    Args:
+        rng: where the randomness comes from.
+        scene: what was hit.
+        owner: (H,) which of its objects, -1 none.
+        material: (H,) of what was hit.
+        place: (H, 3) where it was hit, metres.
+        cosine: (H,) between ray and normal.
+        lost: (H,) share of such rays that do not come back without this.
+
+    Returns:
+        The share that is lost, the least share of the rest that is reported as zero, and how much
+        farther away, in metres, returns come from.
+    """
+    count = len(scene.objects)
+    distance = np.linalg.norm(place, axis=1)
+    vehicle = np.array([thing.name in _VEHICLES for thing in scene.objects] + [False])[owner]
+    paint, glass = vehicle & (material == M.PAINT), vehicle & (material == M.GLASS)
+    dullness = np.append(rng.random(count) ** 2, 0.0)[owner]
+    shine = np.append(rng.uniform(0.6, 1.4, count), 0.0)[owner]
+
+    grazing = np.clip(1 - cosine / _GRAZING, 0, 1) * np.interp(distance, *_GRAZING_LOSS)
+    swallowed = 1 - (1 - dullness * np.interp(distance, *_FAINT_LOSS)) * (1 - grazing)
+    lost = np.where(paint, 1 - (1 - lost) * (1 - swallowed), lost)
+    lost = np.where(glass, np.interp(distance, *_GLASS_LOSS), lost)
+
+    dark = np.where(paint, np.interp(distance, *_FAINT_DARK) * shine, 0.0)
+    dark = np.where(glass, np.interp(distance, *_GLASS_DARK), dark)
+
+    deeper = np.where(rng.random(len(owner)) < 0.5, rng.uniform(0, _CABIN, len(owner)), 0.0)
+    rows = np.flatnonzero(glass)
+    boxes = scene.boxes[owner[rows]]
+    behind = place[rows] * (1 + deeper[rows] / distance[rows])[:, None] - boxes[:, :3]
+    cos, sin = np.cos(boxes[:, 6]), np.sin(boxes[:, 6])
+    along = cos * behind[:, 0] + sin * behind[:, 1]
+    across = cos * behind[:, 1] - sin * behind[:, 0]
+    inside = (np.abs(along) < boxes[:, 3] / 2) & (np.abs(across) < boxes[:, 4] / 2)
+    deeper[~glass] = 0.0
+    deeper[rows[~inside]] = 0.0
+    return lost, dark, deeper
 
 
 def _wrap(angle: Any) -> Any:

@@ -49,6 +49,7 @@ class Settings:
         label_scale: see there.
         label_shift: see there.
         oblique: share of the scenes in which cars stand at all angles, see `make_scene`.
+        faint: whether vehicles send back as little as those of KITTI do, see `scan`.
         version: of the simulator.
     """
 
@@ -59,6 +60,7 @@ class Settings:
     label_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
     label_shift: float = 0.0
     oblique: float = 0.0
+    faint: bool = False
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -98,14 +100,18 @@ class SimulatedFrame:
 
 
 def simulate_frame(
-    seed: int, index: int, annotator: Annotator = EXACT, oblique: float = 0.0
+    seed: int,
+    index: int,
+    annotator: Annotator = EXACT,
+    oblique: float = 0.0,
+    faint: bool = False,
 ) -> SimulatedFrame:
     """Frame ``index`` of the data set of ``seed``, as an annotator labels it: always the same."""
     for attempt in range(_ATTEMPTS):
         rng = np.random.default_rng([seed, index, attempt])
         scene = make_scene(rng, oblique)
         calibration = draw_calibration(rng)
-        sweep = scan(rng, scene)
+        sweep = scan(rng, scene, faint)
         objects = label(rng, scene, sweep, calibration, DEFAULT_IMAGE_SIZE, annotator)
         if any(name != DONT_CARE for name in objects.type):
             return SimulatedFrame(scene, sweep, calibration, objects)
@@ -159,7 +165,9 @@ def _paths(root: Path, index: int) -> tuple[Path, Path, Path]:
 
 def write_frame(root: Path, settings: Settings, index: int) -> None:
     """Simulates a frame and writes its files; the sweep comes last and marks it as complete."""
-    frame = simulate_frame(settings.seed, index, settings.annotator, settings.oblique)
+    frame = simulate_frame(
+        settings.seed, index, settings.annotator, settings.oblique, settings.faint
+    )
     sweep, labels, calib = _paths(root, index)
     frame.calibration.save(calib)
     write_label(labels, frame.objects, decimals=2)
@@ -215,6 +223,7 @@ def _check_settings(file: Path, settings: Settings) -> None:
         "label_scale": [1.0, 1.0, 1.0],
         "label_shift": 0.0,
         "oblique": 0.0,
+        "faint": False,
     }
     for key, value in json.loads(json.dumps(asdict(settings))).items():
         begun = found.get(key, came_later.get(key))
