@@ -106,6 +106,27 @@ def test_anchors_of_another_size_begin_anew(tiny_config: Config, tmp_path: Path)
     assert torch.equal(new.rpn.score_head.weight, before)
 
 
+def test_a_network_may_reach_farther(tiny_config: Config, tmp_path: Path) -> None:
+    """Along x and y, where convolutions are the same everywhere; not along z."""
+    old = detector(tiny_config, "own", "Car", seed=1)
+    x0, y0, z0, x1, y1, z1 = old.config.grid.range
+    stride = 8 * old.config.grid.voxel_size[0]
+    farther = (x0, y0 - stride, z0, x1 + stride, y1 + stride, z1)
+    grid = old.config.grid.model_copy(update={"range": farther})
+    new = build_detector(old.config.model_copy(update={"grid": grid})).eval()
+    assert begin_with(new, written(old, tmp_path / "old.pt")) == ()
+    known = old.state_dict()
+    assert all(torch.equal(value, known[name]) for name, value in new.state_dict().items())
+    assert all(a > b for a, b in zip(new.anchors.shape[:2], old.anchors.shape[:2], strict=True))
+    rise = old.config.grid.voxel_size[2]
+    raised = (x0, y0, z0 + rise, x1, y1, z1 + rise)
+    higher = old.config.grid.model_copy(update={"range": raised})
+    with pytest.raises(CheckpointError, match=r"grid\.range\.2 is"):
+        begin_with(
+            build_detector(old.config.model_copy(update={"grid": higher})), tmp_path / "old.pt"
+        )
+
+
 def test_any_other_difference_is_refused(tiny_config: Config, tmp_path: Path) -> None:
     path = written(detector(tiny_config, "own", "Car", seed=1), tmp_path / "old.pt")
     new = detector(tiny_config, "all", "Car")

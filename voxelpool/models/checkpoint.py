@@ -6,13 +6,21 @@ import os
 import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from voxelpool.config import AnyConfig, ClassifierConfig, Config, dump_config, parse_config
+from voxelpool.config import (
+    AnyConfig,
+    ClassifierConfig,
+    Config,
+    GridConfig,
+    dump_config,
+    parse_config,
+)
 from voxelpool.errors import CheckpointError, ConfigError
 from voxelpool.files import atomic_write
 from voxelpool.models.classifier import build_classifier
@@ -123,9 +131,10 @@ def load_detector(path: str | os.PathLike[str], config: Config | None = None) ->
 
 
 def begin_with(detector: VoxelDetector, path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Gives a detector the weights of one that was trained, perhaps for other classes.
+    """Gives a detector the weights of one that was trained, perhaps for other classes or ranges.
 
-    The networks must be the same but for their anchors. What the heads say of an anchor that both
+    The networks must be the same but for their anchors and for how far they reach along x and y:
+    their convolutions are the same everywhere. What the heads say of an anchor that both
     have, of the same class, size, height and rotations, is taken over; of others it stays.
 
     Args:
@@ -137,11 +146,14 @@ def begin_with(detector: VoxelDetector, path: str | os.PathLike[str]) -> tuple[s
 
     Raises:
         CheckpointError: unreadable, of a classifier, or of another network in more than its
-            anchors; names the first key that differs. ``detector`` is as it was then.
+            anchors and its range along x and y; names the first key that differs. ``detector`` is
+            as it was then.
     """
     trained = load_detector(path)
     config, known = detector.config, trained.config
-    require_same_network(config, known, path, but_for=("anchors",))
+    reaching = known.grid.model_copy(update={"range": _reach(config.grid, known.grid)})
+    alike = known.model_copy(update={"grid": reaching})
+    require_same_network(config, alike, path, but_for=("anchors",))
     anchors = _anchors_of_both(config, known)
     classes = [
         (row, known.classes.index(name))
@@ -167,6 +179,12 @@ def begin_with(detector: VoxelDetector, path: str | os.PathLike[str]) -> tuple[s
                 here[anchor, row] = there[known_anchor, known_row]
     taken_over = {config.classes[int(detector.anchor_classes[anchor])] for anchor, _ in anchors}
     return tuple(name for name in config.classes if name not in taken_over)
+
+
+def _reach(plane: GridConfig, height: GridConfig) -> tuple[float, ...]:
+    """The range of one grid along x and y, and of the other along z."""
+    bounds = plane.range[:2], height.range[2:3], plane.range[3:5], height.range[5:]
+    return tuple(chain.from_iterable(bounds))
 
 
 def _anchors_of_both(config: Config, known: Config) -> list[tuple[int, int]]:
