@@ -531,7 +531,7 @@ def test_labels_may_stand_above_the_ground_and_be_larger(tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"started with label_lift=0\.0, not 0\.05"):
         prepare(tmp_path / "a", settings, resume=True)
     assert prepare(tmp_path / "a", Settings(1, seed=3), resume=True) == [0]
-    with pytest.raises(DataError, match=r"label_scale=\[1\.0, 1\.0, 1\.0\], not \[0\.9, "):
+    with pytest.raises(DataError, match=r"label_scale=\(1\.0, 1\.0, 1\.0\), not \(0\.9, "):
         prepare(tmp_path / "a", replace(settings, label_lift=0.0), resume=True)
 
 

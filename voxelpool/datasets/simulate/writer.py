@@ -132,11 +132,9 @@ def read_scene(root: str | os.PathLike[str], frame_id: str) -> Scene:
     root = Path(root)
     file = root / SETTINGS_FILE
     try:
-        settings = Settings(**json.loads(file.read_text(encoding="utf-8")))
+        settings = _read_settings(file)
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}; only simulated scenes are known") from None
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{file}: {error}") from None
     if settings.version != VERSION:
         raise DataError(
             f"{file}: was simulated by version {settings.version}, this is {VERSION}, which lays "
@@ -211,25 +209,23 @@ def prepare(root: Path, settings: Settings, *, resume: bool = False) -> list[int
     ]
 
 
-def _check_settings(file: Path, settings: Settings) -> None:
+def _read_settings(file: Path) -> Settings:
+    """The settings of a data set; those that came after it was simulated are at their defaults."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        if not isinstance(found, dict):
+            raise DataError("expected an object of settings")
+        return Settings(**found)
+    except (ValueError, TypeError) as error:
         raise DataError(f"{file}: {error}") from None
-    if not isinstance(found, dict):
-        raise DataError(f"{file}: expected an object of settings")
-    came_later = {
-        "label_lift": 0.0,
-        "label_scale": [1.0, 1.0, 1.0],
-        "label_shift": 0.0,
-        "oblique": 0.0,
-        "faint": False,
-    }
-    for key, value in json.loads(json.dumps(asdict(settings))).items():
-        begun = found.get(key, came_later.get(key))
-        if begun != value:
+
+
+def _check_settings(file: Path, settings: Settings) -> None:
+    begun = asdict(_read_settings(file))
+    for key, value in asdict(settings).items():
+        if begun[key] != value:
             raise DataError(
-                f"{file}: the data set was started with {key}={begun}, not {value}; "
+                f"{file}: the data set was started with {key}={begun[key]}, not {value}; "
                 "give the same settings or another folder"
             )
 
