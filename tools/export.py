@@ -11,7 +11,7 @@ import typer
 from voxelpool.config import load_detector_config
 from voxelpool.errors import ConfigError
 from voxelpool.files import refuse_existing
-from voxelpool.models import load_detector
+from voxelpool.models.checkpoint import average_checkpoints
 from voxelpool.models.export import Gives, Takes, export_detector
 from voxelpool.models.weights import SUFFIX, stored_difference, write_weights
 
@@ -21,7 +21,13 @@ Format: TypeAlias = Literal["torch-export", "onnx", "aoti", "weights"]
 
 def main(
     config: Annotated[Path, typer.Argument(help="the configuration that was trained")],
-    checkpoint: Annotated[Path, typer.Option(help="weights that tools/train.py wrote")],
+    checkpoint: Annotated[
+        list[Path],
+        typer.Option(
+            help="weights that tools/train.py wrote; of several, given one by one, their mean; "
+            "they may know more classes than CONFIG"
+        ),
+    ],
     format: Annotated[Format, typer.Option(help="what to write")],
     out: Annotated[
         Path,
@@ -72,7 +78,7 @@ def main(
     settings = load_detector_config(config, overrides or [])
     if not overwrite:
         refuse_existing(out)
-    detector = load_detector(checkpoint, settings).to(device)
+    detector = average_checkpoints(checkpoint, settings).to(device)
     if format == "weights":
         if (takes, gives, batch_size, dense_input) != ("voxels", "maps", 1, False):
             raise ConfigError("--takes, --gives, --batch-size, --dense-input: not of weights")

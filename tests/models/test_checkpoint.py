@@ -10,7 +10,7 @@ import torch
 from voxelpool.config import AnchorConfig, Config
 from voxelpool.errors import CheckpointError
 from voxelpool.models import VoxelDetector, build_detector
-from voxelpool.models.checkpoint import begin_with, write_checkpoint
+from voxelpool.models.checkpoint import average_checkpoints, begin_with, write_checkpoint
 from voxelpool.models.weights import random_points
 
 SIZES = {"Car": (3.9, 1.6, 1.56), "Cyclist": (1.76, 0.6, 1.73), "Pedestrian": (0.8, 0.6, 1.73)}
@@ -134,3 +134,40 @@ def test_any_other_difference_is_refused(tiny_config: Config, tmp_path: Path) ->
     with pytest.raises(CheckpointError, match=r"old\.pt: .*head\.scores is own there and all here"):
         begin_with(new, path)
     assert all(torch.equal(value, before[name]) for name, value in new.state_dict().items())
+
+
+def test_the_mean_of_one_checkpoint_is_that_checkpoint(tiny_config: Config, tmp_path: Path) -> None:
+    old = detector(tiny_config, "own", "Car", seed=1)
+    mean = average_checkpoints([written(old, tmp_path / "old.pt")], old.config)
+    assert not mean.training
+    points = random_points(old, 2000)
+    for name in ("scores", "residuals", "directions"):
+        assert torch.equal(getattr(mean(points), name), getattr(old(points), name))
+
+
+@pytest.mark.parametrize("scores", ["own", "all"])
+def test_checkpoints_are_averaged(scores: str, tiny_config: Config, tmp_path: Path) -> None:
+    """Of cars alone, and of cars with others: every weight of cars is the mean."""
+    one = detector(tiny_config, scores, "Car", seed=1)
+    other = detector(tiny_config, scores, "Pedestrian", "Car", seed=2)
+    cars = build_detector(one.config)
+    begin_with(cars, written(other, tmp_path / "other.pt"))
+    paths = [written(one, tmp_path / "one.pt"), tmp_path / "other.pt"]
+    mean = average_checkpoints(paths, one.config).state_dict()
+    parts = one.state_dict(), cars.state_dict()
+    assert set(mean) == set(parts[0])
+    for name, value in mean.items():
+        torch.testing.assert_close(value.float(), (parts[0][name] + parts[1][name]) / 2)
+
+
+def test_what_cannot_be_averaged_is_named(tiny_config: Config, tmp_path: Path) -> None:
+    one = detector(tiny_config, "own", "Car", seed=1)
+    walkers = written(detector(tiny_config, "own", "Pedestrian", seed=1), tmp_path / "walkers.pt")
+    paths = [written(one, tmp_path / "one.pt"), walkers]
+    with pytest.raises(CheckpointError, match=r"walkers\.pt: .*anchors\.0\.class_name is Pedes"):
+        average_checkpoints(paths, one.config)
+    x0, y0, z0, x1, y1, z1 = one.config.grid.range
+    grid = one.config.grid.model_copy(update={"range": (x0, 2 * y0, z0, x1, 2 * y1, z1)})
+    wider = one.config.model_copy(update={"grid": grid})
+    with pytest.raises(CheckpointError, match=r"one\.pt: .*grid\.range\.1 is"):
+        average_checkpoints(paths, wider)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from voxelpool.config import Config, parse_config, save_config
-from voxelpool.models import build_detector
+from voxelpool.models import build_detector, load_detector
 from voxelpool.models.checkpoint import write_checkpoint
 from voxelpool.models.export import open_exported
 
@@ -100,6 +100,23 @@ def test_weights_say_what_they_cannot(run_tool: RunTool, tmp_path: Path) -> None
     assert "--takes" in error(*run_tool(*given, tmp_path / "out.pt", "--takes", "points")[::2])
     assert "none/out.pt: cannot write" in error(*run_tool(*given, tmp_path / "none/out.pt")[::2])
     assert not list(tmp_path.glob("*out*"))
+
+
+def test_weights_of_several_checkpoints_are_their_mean(run_tool: RunTool, tmp_path: Path) -> None:
+    config, file, checkpoint = saved(PILLARS, tmp_path)
+    torch.manual_seed(1)
+    other = build_detector(config)
+    write_checkpoint(tmp_path / "other.ckpt", config, other.state_dict())
+    given = ["export", file, "--checkpoint", checkpoint, "--checkpoint", tmp_path / "other.ckpt"]
+    out = tmp_path / "out.pt"
+    code, _, err = run_tool(*given, "--format", "weights", "-o", out)
+    assert code == 0, err
+    name = "rpn.blocks.0.0.weight"
+    one = load_detector(checkpoint).state_dict()[name]
+    mean = (one + other.state_dict()[name]) / 2
+    found = load_detector(out).state_dict()[name]
+    torch.testing.assert_close(found, mean, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(found, one, atol=1e-2)
 
 
 def test_help_shows_an_example(run_tool: RunTool) -> None:

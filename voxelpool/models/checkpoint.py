@@ -181,6 +181,37 @@ def begin_with(detector: VoxelDetector, path: str | os.PathLike[str]) -> tuple[s
     return tuple(name for name in config.classes if name not in taken_over)
 
 
+def average_checkpoints(paths: Sequence[str | os.PathLike[str]], config: Config) -> VoxelDetector:
+    """The detector whose weights are the means of those of several trainings.
+
+    Of trainings that began with the same weights, the mean is often better than each (Wortsman et
+    al., 2022, Model soups). Statistics of norms are averaged too.
+
+    Args:
+        paths: checkpoints of the same network, one or more. They may know more classes than
+            ``config`` has: what they say of the others is left out.
+        config: of the detector.
+
+    Raises:
+        CheckpointError: unreadable, of a classifier, of another network, or without one of the
+            anchors of ``config``.
+    """
+    detector = build_detector(config)
+    sums: dict[str, Tensor] = {}
+    for path in paths:
+        trained = trained_detector_config(path)
+        require_same_network(config, trained, path, but_for=("anchors",))
+        if len(_anchors_of_both(config, trained)) < len(detector.anchor_classes):
+            require_same_network(config, trained, path)  # says which
+        begin_with(detector, path)
+        for name, value in detector.state_dict().items():
+            sums[name] = sums.get(name, 0) + value.double()
+    weights = detector.state_dict()
+    for name, total in sums.items():
+        weights[name].copy_(total / len(paths))
+    return detector.eval()
+
+
 def _reach(plane: GridConfig, height: GridConfig) -> tuple[float, ...]:
     """The range of one grid along x and y, and of the other along z."""
     bounds = plane.range[:2], height.range[2:3], plane.range[3:5], height.range[5:]
