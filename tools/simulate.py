@@ -37,6 +37,13 @@ def main(
             "as a share of it"
         ),
     ] = 0.0,
+    label_visible: Annotated[
+        float,
+        typer.Option(
+            help="least share of the rays towards an object that must reach it, or it is not "
+            "labelled; KITTI's 0.2"
+        ),
+    ] = 0.0,
     oblique: Annotated[
         float,
         typer.Option(
@@ -68,7 +75,15 @@ def main(
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, got {workers}")
     settings = Settings(
-        frames, val_frames, seed, label_lift, label_scale, label_shift, oblique, faint
+        frames,
+        val_frames,
+        seed,
+        label_lift,
+        label_scale,
+        label_shift,
+        label_visible,
+        oblique,
+        faint,
     )
     missing = prepare(out, settings, resume=resume)
     if missing:

@@ -27,7 +27,7 @@ from voxelpool.datasets.simulate import (
     simulate_frame,
     write_frames,
 )
-from voxelpool.datasets.simulate.labels import Annotator, draw_calibration, label
+from voxelpool.datasets.simulate.labels import EXACT, Annotator, draw_calibration, label
 from voxelpool.datasets.simulate.layouts import make_scene
 from voxelpool.datasets.simulate.meshes import Material, Mesh, box, merge
 from voxelpool.datasets.simulate.scene import Scene, SceneObject, overlaps
@@ -335,8 +335,10 @@ def seen(statics: Mesh, car: SceneObject, *, faint: bool, turns: int = 1) -> lis
     return [sweep.points[sweep.owner == 0] for sweep in sweeps]
 
 
-def labels_of(scene: Scene, sweep: Sweep, seed: int = 0) -> KittiObjects:
-    return label(np.random.default_rng(seed), scene, sweep, PINHOLE, DEFAULT_IMAGE_SIZE)
+def labels_of(
+    scene: Scene, sweep: Sweep, seed: int = 0, annotator: Annotator = EXACT
+) -> KittiObjects:
+    return label(np.random.default_rng(seed), scene, sweep, PINHOLE, DEFAULT_IMAGE_SIZE, annotator)
 
 
 @pytest.mark.parametrize(
@@ -566,6 +568,30 @@ def test_the_shift_of_labels_is_a_setting(tmp_path: Path) -> None:
         prepare(tmp_path, Settings(1, seed=3), resume=True)
 
 
+def test_hidden_objects_are_regions_where_asked(tmp_path: Path) -> None:
+    """The car behind another by how many of its rays reach it; nothing else depends on it."""
+    scene, sweep = look(flat(), thing(17, 0), thing(10, 0))
+    share = sweep.share[0]
+    assert 0 < share < 0.6
+    for visible, labelled in ((0.0, True), (share, True), (share + 0.01, False), (1.0, False)):
+        found = labels_of(scene, sweep, annotator=Annotator(visible=visible))
+        if labelled:
+            assert found.type == ["Car", "Car"]
+        else:
+            assert found.type == ["Car", "DontCare"]
+            np.testing.assert_allclose(found.bbox, labels_of(scene, sweep).bbox[[1, 0]])
+            assert found.location[0, 2] == pytest.approx(10)
+    settings = Settings(1, seed=3, label_visible=0.5)
+    prepare(tmp_path, settings)
+    list(write_frames(tmp_path, settings, [0]))
+    plain, choosy = simulate_frame(3, 0), simulate_frame(3, 0, Annotator(visible=0.5))
+    assert plain.sweep.points.tobytes() == choosy.sweep.points.tobytes()
+    written = read_label(tmp_path / "training" / "label_2" / "000000.txt")
+    assert written.type == choosy.objects.type != plain.objects.type
+    with pytest.raises(DataError, match=r"started with label_visible=0\.5, not 0\.0"):
+        prepare(tmp_path, Settings(1, seed=3), resume=True)
+
+
 def test_streets_are_oblique_where_asked(tmp_path: Path) -> None:
     """Cars 15 to 75 degrees off the sensor's axes; without it streets meet at right angles."""
 
@@ -728,6 +754,7 @@ def test_a_foreign_folder_is_not_continued(tmp_path: Path) -> None:
         (lambda: Settings(2, label_scale=(1, 1, 3)), "label_scale must be three factors"),
         (lambda: Settings(2, label_scale=(1, math.nan, 1)), "label_scale must be three factors"),
         (lambda: Settings(2, label_shift=math.nan), "label_shift must be between -0.5 and 0.5"),
+        (lambda: Settings(2, label_visible=math.nan), "label_visible must be between 0 and 1"),
         (lambda: Settings(2, oblique=1.5), "oblique must be between 0 and 1"),
         (
             lambda: list(write_frames(Path(), Settings(1), [0], workers=0)),

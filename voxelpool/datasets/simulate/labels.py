@@ -35,18 +35,21 @@ _CAMERA_POSITION = (0.27, -0.004, -0.075)
 
 @dataclass(frozen=True)
 class Annotator:
-    """How boxes are put around objects, which nothing but labels depends on.
+    """Which objects get boxes, and how: nothing but labels depends on it.
 
     Attributes:
         lift: how far above the ground they stand, metres.
         scale: how much longer, wider and higher than the objects they are.
         shift: how much nearer to the sensor they stand, along their length and as a share of it;
             less where that is across the line of sight, by the cosine between the two.
+        visible: least share of the rays towards an object that must reach it; those that are
+            hidden more become DontCare regions.
     """
 
     lift: float = 0.0
     scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
     shift: float = 0.0
+    visible: float = 0.0
 
     def boxes(self, objects: Float) -> Float:
         """The boxes (n, 7) around the objects that fill (n, 7); the sensor is at the origin."""
@@ -61,7 +64,7 @@ class Annotator:
 
 
 EXACT = Annotator()
-"""Boxes that the objects fill."""
+"""Boxes that the objects fill, of all that points lie on."""
 
 
 def _small_rotation(angles: Float) -> Float:
@@ -119,7 +122,7 @@ def label(
         sweep: its sweep: occlusion and point counts come from it.
         calibration: of the frame.
         image_size: (width, height) in pixels.
-        annotator: how the boxes are put around the objects.
+        annotator: which objects get boxes, and how.
 
     Returns:
         The objects in the image, in the scene's order, then DontCare regions. ``occluded`` is 0
@@ -149,6 +152,7 @@ def label(
     present = (inside > _MIN_INSIDE) & (height >= _MIN_HEIGHT)
     clear = (points >= _LABEL_POINTS) & (height >= _LABEL_HEIGHT)
     labelled = present & (clear | (lucky & (height >= _LABEL_HEIGHT)))
+    labelled &= share >= annotator.visible
     # What is hidden altogether is not in the image either.
     region = present & ~labelled & (share > 0.02)
 

@@ -44,10 +44,11 @@ class Settings:
         frames: how many there are.
         val_frames: how many of them, the last ones, are for validation.
         seed: of all randomness; frame i depends on it and on i only.
-        label_lift: see `Annotator`, as are label_scale and label_shift; the rest does not depend
-            on them. What is like KITTI's cars stands in docs/sim_to_real.md.
+        label_lift: see `Annotator`, as are the next three; the rest does not depend on them. What
+            is like KITTI's cars stands in docs/sim_to_real.md.
         label_scale: see there.
         label_shift: see there.
+        label_visible: see there.
         oblique: share of the scenes in which cars stand at all angles, see `make_scene`.
         faint: whether vehicles send back as little as those of KITTI do, see `scan`.
         version: of the simulator.
@@ -59,6 +60,7 @@ class Settings:
     label_lift: float = 0.0
     label_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
     label_shift: float = 0.0
+    label_visible: float = 0.0
     oblique: float = 0.0
     faint: bool = False
     version: int = VERSION
@@ -80,13 +82,15 @@ class Settings:
         object.__setattr__(self, "label_scale", scale)
         if not abs(self.label_shift) <= 0.5:
             raise DataError(f"label_shift must be between -0.5 and 0.5, got {self.label_shift}")
+        if not 0 <= self.label_visible <= 1:
+            raise DataError(f"label_visible must be between 0 and 1, got {self.label_visible}")
         if not 0 <= self.oblique <= 1:
             raise DataError(f"oblique must be between 0 and 1, got {self.oblique}")
 
     @property
     def annotator(self) -> Annotator:
-        """How labels are put around objects."""
-        return Annotator(self.label_lift, self.label_scale, self.label_shift)
+        """What is labelled, and how."""
+        return Annotator(self.label_lift, self.label_scale, self.label_shift, self.label_visible)
 
 
 @dataclass(frozen=True, eq=False)
