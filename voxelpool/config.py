@@ -470,6 +470,9 @@ class PostprocessConfig(_Block):
     score_threshold: Probability = 0.1
     nms_iou: Probability = 0.01
     """Boxes that overlap a better one by more than this in bird's-eye view are dropped."""
+    merge_iou: Probability = 1.0
+    """Boxes that are kept become the mean of those that overlap them by more than this; 1 merges
+    nothing."""
     nms: Literal["class", "agnostic"] = "class"
     """Boxes drop others of their class alone, or of any."""
     nms_pre: PositiveInt = 1000

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import cmath
 import math
 
 import pytest
@@ -78,6 +79,36 @@ def test_counts(device):
     assert result.boxes[:, 0].tolist() == [40, 30, 20, 10]
 
 
+def test_what_is_kept_is_the_mean_of_what_lies_closest(device):
+    """By hand: weights 2/3 and 1/3; the third overlaps the first by 1/7, the last is of a class."""
+    anchors = line_of_anchors(1, device).repeat(4, 1)
+    anchors[:, 0] = torch.tensor([0.0, 0.6, 3.0, 0.3])
+    anchors[1, 6] = 0.2
+    scores, ids = [0.8, 0.4, 0.6, 0.7], [0, 0, 0, 1]
+    kept = run(Postprocessor(nms_iou=0.2), scores, anchors, None, ids)
+    assert kept.boxes[:, 0].tolist() == pytest.approx([0.0, 0.3, 3.0])
+    merged = run(Postprocessor(nms_iou=0.2, merge_iou=0.5), scores, anchors, None, ids)
+    assert merged.class_ids.tolist() == kept.class_ids.tolist() == [0, 1, 0]
+    torch.testing.assert_close(merged.scores, kept.scores)
+    assert merged.boxes[:, 0].tolist() == pytest.approx([0.2, 0.3, 3.0])
+    yaw = math.atan2(math.sin(0.4), 2 + math.cos(0.4)) / 2
+    assert merged.boxes[:, 6].tolist() == pytest.approx([yaw, 0.0, 0.0])
+    assert merged.boxes[0, 1:6].tolist() == pytest.approx([0, 0, 4, 2, 1.5])
+    few = run(Postprocessor(nms_iou=0.2, merge_iou=0.5, max_detections=1), scores, anchors, None)
+    assert few.boxes[:, 0].tolist() == pytest.approx([(0.8 * 0 + 0.4 * 0.6 + 0.7 * 0.3) / 1.9])
+
+
+def test_means_are_of_at_least_the_box_itself(device):
+    """Also where its score is zero or it hardly overlaps itself, being so flat."""
+    anchors = line_of_anchors(2, device)
+    anchors[:, 3] = 1e-7
+    scores = torch.full((1, 2), -200.0, device=device)
+    residuals = torch.zeros(1, 2, 7, device=device)
+    post = Postprocessor(score_threshold=0.0, merge_iou=0.9999)
+    (result,) = post(Predictions(scores, residuals), anchors, torch.zeros(1, device=device).long())
+    torch.testing.assert_close(result.boxes, anchors)
+
+
 def test_center_range(device):
     anchors = line_of_anchors(4, device)
     anchors[2, 2] = -9
@@ -124,8 +155,27 @@ def polygon(box):
     return affinity.rotate(rectangle, yaw, use_radians=True)
 
 
+def overlap(one, other):
+    a, b = polygon(one.tolist()), polygon(other.tolist())
+    return a.intersection(b).area / a.union(b).area
+
+
+def mean_box(boxes, scores, rows):
+    """By scores; the axis as the direction of the doubled angles' resultant."""
+    if len(rows) == 1:
+        return boxes[rows[0]]
+    total = sum(scores[i].item() for i in rows)
+    mean = sum(boxes[i] * scores[i].item() for i in rows) / total
+    axis = cmath.phase(sum(cmath.rect(scores[i].item(), 2 * boxes[i, 6].item()) for i in rows)) / 2
+    same_way = sum(scores[i].item() * math.copysign(1, math.cos(boxes[i, 6] - axis)) for i in rows)
+    yaw = axis if same_way > 0 else axis + math.pi
+    mean[6] = (yaw + math.pi) % (2 * math.pi) - math.pi
+    return mean
+
+
+@pytest.mark.parametrize("merge_iou", [1.0, 0.4])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_against_brute_force(seed, device):
+def test_against_brute_force(seed, merge_iou, device):
     generator = torch.Generator().manual_seed(seed)
     height, width, per_location = 6, 7, 2
     anchors = torch.zeros(height, width, per_location, 7)
@@ -138,24 +188,27 @@ def test_against_brute_force(seed, device):
     # Few distinct scores, so that ties are common.
     scores = torch.randint(-4, 4, (2, count), generator=generator).float()
     residuals = 0.3 * torch.randn(2, count, 7, generator=generator)
-    post = Postprocessor(score_threshold=0.2, nms_iou=0.15, nms_pre=20, max_detections=9)
+    post = Postprocessor(
+        score_threshold=0.2, nms_iou=0.15, merge_iou=merge_iou, nms_pre=20, max_detections=9
+    )
     predictions = Predictions(scores.to(device), residuals.to(device))
     results = post(predictions, anchors.to(device), class_ids.to(device))
     for frame, result in enumerate(results):
         boxes = decode(residuals[frame], anchors.view(-1, 7))
-        kept = []
+        kept, means = [], {}
         for class_id in (0, 1):
             rows = [i for i in range(class_id, count, 2) if scores[frame, i].sigmoid() >= 0.2]
             rows = sorted(rows, key=lambda i: (-scores[frame, i].item(), i))[:20]
             chosen = []
             for row in rows:
-                mine = polygon(boxes[row].tolist())
-                others = [polygon(boxes[i].tolist()) for i in chosen]
-                if all(mine.intersection(p).area / mine.union(p).area <= 0.15 for p in others):
+                if all(overlap(boxes[row], boxes[i]) <= 0.15 for i in chosen):
                     chosen.append(row)
+                    near = [i for i in rows if overlap(boxes[row], boxes[i]) > merge_iou]
+                    means[row] = mean_box(boxes, scores[frame].sigmoid(), near or [row])
             kept += chosen
         kept = sorted(kept, key=lambda i: -scores[frame, i].item())[:9]
-        torch.testing.assert_close(result.boxes.cpu(), boxes[kept], rtol=1e-5, atol=1e-5)
+        expected = torch.stack([means[i] for i in kept])
+        torch.testing.assert_close(result.boxes.cpu(), expected, rtol=1e-5, atol=1e-5)
         assert result.class_ids.tolist() == [i % 2 for i in kept]
 
 
@@ -164,6 +217,7 @@ def test_against_brute_force(seed, device):
     [
         ({"score_threshold": 1.5}, "score_threshold must be in"),
         ({"nms_iou": -0.1}, "nms_iou must be in"),
+        ({"merge_iou": 1.1}, "merge_iou must be in"),
         ({"nms_pre": 0}, "nms_pre must be at least 1"),
         ({"max_detections": 0}, "max_detections must be at least 1"),
         ({"center_range": (0, 1)}, "center_range"),

@@ -1,4 +1,8 @@
-"""From scores and residuals to the boxes of a frame."""
+"""From scores and residuals to the boxes of a frame.
+
+Several anchors see the same object. Of their boxes the best is kept or, with ``merge_iou``, the
+mean of those that lie closest to it, as by Gidaris and Komodakis (arXiv:1505.01749).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,8 @@ from torch import Tensor
 
 from voxelpool.detection.anchors import Predictions
 from voxelpool.detection.box_coder import decode, face
-from voxelpool.ops import nms_rotated
+from voxelpool.detection.mean_boxes import mean_boxes
+from voxelpool.ops import boxes_iou_bev, nms_rotated
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class Detections:
 
 
 class Postprocessor:
-    """Score filter, decoding, range filter, rotated NMS.
+    """Score filter, decoding, range filter, rotated NMS, averaging.
 
     Where an anchor scores all classes, it may become a box of several of them, unless the NMS is
     agnostic: then it is of the class that it scores best, the first of equals.
@@ -82,6 +87,8 @@ class Postprocessor:
     Args:
         score_threshold: anchors with a score (after the sigmoid) below this are dropped.
         nms_iou: of two boxes with a BEV IoU above this, the one with the lower score is dropped.
+        merge_iou: a box that is kept becomes the mean of those of its class that overlap it by more
+            from above, weighted by scores; it keeps its score. 1 merges nothing.
         nms: ``class``: if they are of one class; ``agnostic``: of any.
         nms_pre: best anchors that enter the NMS.
         nms_pre_of: so many of each ``class``, or of the ``frame``, by an anchor's best score.
@@ -99,6 +106,7 @@ class Postprocessor:
         *,
         score_threshold: float = 0.1,
         nms_iou: float = 0.01,
+        merge_iou: float = 1.0,
         nms: Literal["class", "agnostic"] = "class",
         nms_pre: int = 1000,
         nms_pre_of: Literal["class", "frame"] = "class",
@@ -107,7 +115,11 @@ class Postprocessor:
         center_range: Sequence[float] | None = None,
         classes: Sequence[str] = (),
     ) -> None:
-        for name, value in (("score_threshold", score_threshold), ("nms_iou", nms_iou)):
+        for name, value in (
+            ("score_threshold", score_threshold),
+            ("nms_iou", nms_iou),
+            ("merge_iou", merge_iou),
+        ):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {value}")
         for name, count in (("nms_pre", nms_pre), ("max_detections", max_detections)):
@@ -122,6 +134,7 @@ class Postprocessor:
                 f"{nms!r} and {nms_pre_of!r}"
             )
         self.nms_iou = nms_iou
+        self.merge_iou = merge_iou
         self.nms = nms
         self.nms_pre_of = nms_pre_of
         self.direction_offset = direction_offset
@@ -221,6 +234,8 @@ class Postprocessor:
     def suppress(self, found: Detections) -> Detections:
         """Drops boxes with a low score and those that overlap a better one; the best are kept.
 
+        With ``merge_iou`` each of them becomes the mean of the boxes around it.
+
         Args:
             found: boxes of one frame, in any order.
 
@@ -232,9 +247,22 @@ class Postprocessor:
             group[nms_rotated(found.boxes[group], found.scores[group], self.nms_iou)]
             for group in self._groups(found.class_ids)
         ]
-        if kept:
-            found = found[torch.cat(kept)]
-        return found[_best_first(found.scores, self.max_detections)]
+        if not kept:
+            return found
+        rows = torch.cat(kept)
+        rows = rows[_best_first(found.scores[rows], self.max_detections)]
+        return found[rows] if self.merge_iou == 1 else self._merged(found, rows)
+
+    def _merged(self, found: Detections, rows: Tensor) -> Detections:
+        """The boxes of some rows, each the mean of those that overlap it."""
+        best = found[rows]
+        same = boxes_iou_bev(best.boxes, found.boxes) > self.merge_iou
+        same &= best.class_ids[:, None] == found.class_ids
+        same[torch.arange(len(rows)), rows] = True
+        objects, members = same.nonzero().unbind(1)
+        scores = found.scores[members].double().clamp_min(torch.finfo(torch.float64).tiny)
+        means = mean_boxes(found.boxes[members].double(), scores, objects, best.boxes.double())
+        return replace(best, boxes=means.to(best.boxes))
 
     def _groups(self, class_ids: Tensor) -> list[Tensor]:
         """Rows of the boxes that may drop each other, a tensor for each group that there is."""

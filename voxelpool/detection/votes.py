@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from voxelpool.detection.mean_boxes import mean_boxes
 from voxelpool.detection.postprocess import Detections
 from voxelpool.ops import boxes_iou_bev, scatter_sum
 from voxelpool.structures.boxes3d import wrap_angle
@@ -134,7 +135,7 @@ def merge(
     count = len(leaders)
     _, members = np.unique((object_of * len(found) + look_of).numpy(), return_index=True)
     rows = torch.from_numpy(members)
-    means = _mean_boxes(boxes[rows], scores[rows], object_of[rows], boxes[leaders])
+    means = mean_boxes(boxes[rows], scores[rows], object_of[rows], boxes[leaders])
     seeing = torch.stack([look.sees(means, grid_range) for look in seen_by]).sum(0)
     seeing = seeing.maximum(object_of[rows].bincount(minlength=count))
     shares = scatter_sum(scores[rows], object_of[rows], dim_size=count) / seeing
@@ -158,19 +159,3 @@ def _objects(boxes: Tensor, class_ids: Tensor) -> tuple[Tensor, Tensor]:
             object_of[same[row] & (object_of < 0)] = len(leaders)
             leaders.append(row)
     return object_of, torch.tensor(leaders, dtype=torch.int64)
-
-
-def _mean_boxes(boxes: Tensor, scores: Tensor, object_of: Tensor, leaders: Tensor) -> Tensor:
-    """The mean box (m, 7) of each object, weighted by scores; ``leaders`` are its best boxes."""
-
-    def mean(values: Tensor) -> Tensor:
-        return scatter_sum(values * weights[:, None], object_of, dim=0, dim_size=len(leaders))
-
-    totals = scatter_sum(scores, object_of, dim_size=len(leaders))
-    weights = scores / totals[object_of]
-    off = boxes[:, 6] - leaders[object_of, 6]
-    # Axes are angles up to half turns: their doubles are averaged, as vectors.
-    cos, sin, agree = mean(torch.stack([(2 * off).cos(), (2 * off).sin(), off.cos().sign()], 1)).T
-    turned_round = torch.where(agree < 0, math.pi, 0.0)
-    yaws = wrap_angle(leaders[:, 6] + torch.atan2(sin, cos) / 2 + turned_round)
-    return torch.cat([mean(boxes[:, :6]), yaws[:, None]], dim=1)
