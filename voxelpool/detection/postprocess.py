@@ -258,7 +258,7 @@ class Postprocessor:
         best = found[rows]
         same = boxes_iou_bev(best.boxes, found.boxes) > self.merge_iou
         same &= best.class_ids[:, None] == found.class_ids
-        same[torch.arange(len(rows)), rows] = True
+        same[torch.arange(len(rows), device=rows.device), rows] = True
         objects, members = same.nonzero().unbind(1)
         scores = found.scores[members].double().clamp_min(torch.finfo(torch.float64).tiny)
         means = mean_boxes(found.boxes[members].double(), scores, objects, best.boxes.double())

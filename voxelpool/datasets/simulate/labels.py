@@ -64,7 +64,7 @@ class Annotator:
 
 
 EXACT = Annotator()
-"""Boxes that the objects fill, of all that points lie on."""
+"""Boxes that the objects fill, however hidden they are."""
 
 
 def _small_rotation(angles: Float) -> Float:
