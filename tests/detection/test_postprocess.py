@@ -80,7 +80,7 @@ def test_counts(device):
 
 
 def test_what_is_kept_is_the_mean_of_what_lies_closest(device):
-    """By hand: weights 2/3 and 1/3; the third overlaps the first by 1/7, the last is of a class."""
+    """By hand: weights 2/3 and 1/3; the third overlaps by 1/7, the last is of another class."""
     anchors = line_of_anchors(1, device).repeat(4, 1)
     anchors[:, 0] = torch.tensor([0.0, 0.6, 3.0, 0.3])
     anchors[1, 6] = 0.2
@@ -193,6 +193,7 @@ def test_against_brute_force(seed, merge_iou, device):
     )
     predictions = Predictions(scores.to(device), residuals.to(device))
     results = post(predictions, anchors.to(device), class_ids.to(device))
+    merged = 0
     for frame, result in enumerate(results):
         boxes = decode(residuals[frame], anchors.view(-1, 7))
         kept, means = [], {}
@@ -205,11 +206,13 @@ def test_against_brute_force(seed, merge_iou, device):
                     chosen.append(row)
                     near = [i for i in rows if overlap(boxes[row], boxes[i]) > merge_iou]
                     means[row] = mean_box(boxes, scores[frame].sigmoid(), near or [row])
+                    merged += len(near) > 1
             kept += chosen
         kept = sorted(kept, key=lambda i: -scores[frame, i].item())[:9]
         expected = torch.stack([means[i] for i in kept])
         torch.testing.assert_close(result.boxes.cpu(), expected, rtol=1e-5, atol=1e-5)
         assert result.class_ids.tolist() == [i % 2 for i in kept]
+    assert (merged > 0) == (merge_iou < 1)
 
 
 @pytest.mark.parametrize(
