@@ -134,11 +134,31 @@ class TranslateConfig(_AugmentBlock):
     """Standard deviation along x, y, z, metres."""
 
 
+class TiltConfig(_AugmentBlock):
+    """Raises the sweep in proportion to where it stands; boxes stay upright."""
+
+    name: Literal["tilt"]
+    std: tuple[NonNegativeFloat, NonNegativeFloat] = (0.005, 0.005)
+    """Standard deviation of the slope ahead and of that to the left, radians."""
+
+
 class ObjectScaleConfig(_RangeBlock):
     """Scales each object with its points, on the ground, unless boxes would collide."""
 
     name: Literal["object_scale"]
     range: tuple[PositiveFloat, PositiveFloat] = (0.9, 1.1)
+
+
+class ThinObjectsConfig(_RangeBlock):
+    """Takes points away from objects: scattered ones, or those on the left, right or below."""
+
+    name: Literal["thin_objects"]
+    probability: Probability = 0.3
+    """How often an object is thinned."""
+    range: tuple[Probability, Probability] = (0.2, 0.9)
+    """Of the share that goes."""
+    min_points: PositiveInt = 5
+    """So many stay of an object that has them."""
 
 
 ObjectCounts = Annotated[
@@ -213,8 +233,10 @@ AugmentConfig = Annotated[
     | ScaleConfig
     | RotateConfig
     | TranslateConfig
+    | TiltConfig
     | ObjectNoiseConfig
     | ObjectScaleConfig
+    | ThinObjectsConfig
     | SampleObjectsConfig
     | ShuffleConfig
     | DropPointsConfig

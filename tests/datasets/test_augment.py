@@ -25,6 +25,8 @@ from voxelpool.datasets.augment import (
     SampleObjects,
     Scale,
     Shuffle,
+    ThinObjects,
+    Tilt,
     Translate,
     frame_generator,
 )
@@ -44,6 +46,8 @@ MOVING = {
 }
 ALL = {
     **MOVING,
+    "thin_objects": ThinObjects(0.8),
+    "tilt": Tilt((0.1, 0.1)),
     "shuffle": Shuffle(),
     "drop_points": DropPoints((0.2, 0.8)),
     "drop_beams": DropBeams((0.2, 0.8)),
@@ -213,6 +217,90 @@ def test_object_scale_makes_no_neighbours_collide() -> None:
     for seed in range(10):
         _, scaled = augmented(ObjectScale((0.8, 1.4)), np.zeros((0, 4), np.float32), boxes, seed)
         require_apart(scaled)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9, 1.0])
+def test_thin_objects_takes_a_share_of_each_and_nothing_else(share: float) -> None:
+    points, boxes, owner = scene(3)
+    points = np.concatenate([points, points[:2] + np.float32(1e-3)])
+    owner = np.concatenate([owner, owner[:2]])
+    points[:, 3] = np.arange(len(points))
+    kept, same = augmented(ThinObjects(1.0, (share, share), min_points=7), points, boxes, 0)
+    rows = kept[:, 3].astype(int)
+    assert np.array_equal(kept, points[rows]) and (np.diff(rows) > 0).all()
+    assert np.array_equal(same, boxes)
+    left = [max(round(count * (1 - share)), 7) for count in (32, 30, 30, 30)]
+    assert np.bincount(owner[rows] + 1).tolist() == [200, *left]
+
+
+def test_thin_objects_hides_one_side_or_scatters() -> None:
+    """Of the four objects one stands behind the sensor, where azimuth jumps from pi to -pi."""
+    points, boxes, owner = scene(1)
+    boxes[:, 0], boxes[:, 1] = [20, 0, -20, 0], [0, 20, 0, -20]
+    local = np.random.default_rng(2).uniform(-0.48, 0.48, (120, 3)) * boxes[owner[:120], 3:6]
+    points[:120, :3] = from_box(local, boxes[owner[:120]])
+    points[:, 3] = np.arange(len(points))
+    towards = np.exp(-1j * np.array([0, 0.5, 1, -0.5]) * math.pi)
+    found = {"left": 0, "right": 0, "below": 0, "scattered": 0}
+    for seed in range(150):
+        kept, _ = augmented(ThinObjects(1.0, (0.5, 0.5)), points, boxes, seed)
+        for row in range(4):
+            own = points[owner == row]
+            gone = ~np.isin(own[:, 3], kept[:, 3])
+            azimuth = np.angle((own[:, 0] + 1j * own[:, 1]) * towards[row])
+            slope = own[:, 2] / np.hypot(own[:, 0], own[:, 1])
+            if azimuth[gone].min() > azimuth[~gone].max():
+                found["left"] += 1
+            elif azimuth[gone].max() < azimuth[~gone].min():
+                found["right"] += 1
+            elif slope[gone].max() < slope[~gone].min():
+                found["below"] += 1
+            else:
+                found["scattered"] += 1
+    for kind, share in (("left", 1 / 6), ("right", 1 / 6), ("below", 1 / 6), ("scattered", 1 / 2)):
+        assert abs(found[kind] - 600 * share) < 4 * math.sqrt(600 * share * (1 - share)), found
+
+
+def test_thin_objects_leaves_what_chance_spares() -> None:
+    points, boxes, owner = scene(0)
+    assert len(augmented(ThinObjects(0.0, (1.0, 1.0)), points, boxes, 0)[0]) == len(points)
+    thinned = 0
+    for seed in range(100):
+        kept, _ = augmented(ThinObjects(0.3, (0.5, 0.5)), points, boxes, seed)
+        thinned += (len(points) - len(kept)) // 15
+        assert (len(points) - len(kept)) % 15 == 0
+    assert abs(thinned - 120) < 4 * math.sqrt(400 * 0.3 * 0.7)
+    few = np.concatenate([points[owner == 1][:5], points[owner == -1]])
+    assert np.array_equal(augmented(ThinObjects(1.0, (0.9, 0.9)), few, boxes, 0)[0], few)
+
+
+def test_tilt_raises_all_to_one_plane_through_the_sensor() -> None:
+    points, boxes, _ = scene(0)
+    slopes = []
+    for seed in range(400):
+        tilted, raised = augmented(Tilt((0.02, 0.01)), points, boxes, seed)
+        lift = tilted[:, 2] - points[:, 2]
+        slope, *_ = np.linalg.lstsq(points[:, :2].astype(float), lift, rcond=None)
+        assert np.allclose(points[:, :2] @ slope, lift, atol=1e-4)
+        assert np.allclose(raised[:, 2] - boxes[:, 2], boxes[:, :2] @ slope, atol=1e-4)
+        assert np.array_equal(tilted[:, [0, 1, 3]], points[:, [0, 1, 3]])
+        assert np.array_equal(np.delete(raised, 2, 1), np.delete(boxes, 2, 1))
+        slopes.append(np.arctan(slope))
+    assert np.allclose(np.std(slopes, 0), [0.02, 0.01], rtol=0.15)
+    assert (np.abs(np.mean(slopes, 0)) < [0.004, 0.002]).all()
+
+
+def test_tilt_shifts_points_within_boxes_by_the_angle_alone() -> None:
+    points, boxes, owner = scene(0)
+    tilted, raised = augmented(Tilt((0.05, 0.05)), points, boxes, 7)
+    inside = owner >= 0
+    before = to_box(points[inside, :3], boxes[owner[inside]])
+    after = to_box(tilted[inside, :3], raised[owner[inside]])
+    assert np.allclose(after[:, :2], before[:, :2], atol=1e-4)
+    lift = tilted[inside, 2] - points[inside, 2]
+    steepest = np.abs(lift / np.hypot(points[inside, 0], points[inside, 1])).max()
+    from_middle = np.hypot(before[:, 0], before[:, 1])
+    assert (np.abs(after[:, 2] - before[:, 2]) <= 1.5 * steepest * from_middle + 1e-4).all()
 
 
 def test_shuffle_keeps_every_point() -> None:

@@ -20,10 +20,12 @@ EVERY_STEP = """
 - {name: sample_objects, counts: {Car: 6}}
 - {name: object_noise}
 - {name: object_scale}
+- {name: thin_objects}
 - {name: flip}
 - {name: rotate}
 - {name: scale}
 - {name: translate}
+- {name: tilt}
 - {name: drop_points}
 - {name: jitter}
 - {name: reflectance_noise}

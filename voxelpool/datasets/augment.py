@@ -147,6 +147,28 @@ class Translate:
 
 
 @dataclass(frozen=True)
+class Tilt:
+    """Raises everything in proportion to where it stands, as a slope or a sensor that nods would.
+
+    Boxes stay upright, as those of labels are: inside of one, points shift by the angle times
+    their distance from its middle.
+
+    Args:
+        std: standard deviation of the slope ahead and of that to the left, radians.
+    """
+
+    std: tuple[float, float] = (0.005, 0.005)
+
+    def __call__(self, sweep: LabelledSweep, rng: np.random.Generator) -> LabelledSweep:
+        """See `Augmentation`."""
+        slope = np.tan(rng.normal(0.0, self.std))
+        points, boxes = sweep.points.copy(), sweep.boxes.copy()
+        points[:, 2] += points[:, :2] @ slope
+        boxes[:, 2] += boxes[:, :2] @ slope
+        return replace(sweep, points=points, boxes=boxes)
+
+
+@dataclass(frozen=True)
 class ObjectNoise:
     """Turns each object about its centre and shifts it, its points with it.
 
@@ -192,6 +214,42 @@ class ObjectScale:
         moved[:, 2] += moved[:, 5] * (factors - 1.0) / 2.0
         moved[:, 3:6] *= factors[:, None]
         return _move_objects(sweep, moved)
+
+
+@dataclass(frozen=True)
+class ThinObjects:
+    """Takes points away from objects, as dark paint or what stands before them would.
+
+    Of half of them points go here and there; of the other half from one side, as the sensor sees
+    it: from the left, the right or from below. Points that lie in several boxes count for the
+    first.
+
+    Args:
+        probability: of an object to be thinned.
+        range: of the share that goes, which is uniform.
+        min_points: so many stay of an object that has them.
+    """
+
+    probability: float = 0.3
+    range: tuple[float, float] = (0.2, 0.9)
+    min_points: int = 5
+
+    def __call__(self, sweep: LabelledSweep, rng: np.random.Generator) -> LabelledSweep:
+        """See `Augmentation`."""
+        owner = _owners(sweep.points, sweep.boxes)
+        kept = np.ones(len(sweep.points), bool)
+        for row, box in enumerate(sweep.boxes):
+            thinned, share, side = rng.random(), rng.uniform(*self.range), rng.integers(6)
+            own = np.flatnonzero(owner == row)
+            lost = min(round(len(own) * share), len(own) - self.min_points)
+            if thinned >= self.probability or lost <= 0:
+                continue
+            x, y, z = sweep.points[own, :3].astype(np.float64).T
+            azimuth = wrap_angle(np.arctan2(y, x) - math.atan2(box[1], box[0]))
+            elevation = np.arctan2(z, np.hypot(x, y))
+            order = (azimuth, -azimuth, elevation)[side] if side < 3 else rng.random(len(own))
+            kept[own[np.argsort(order, kind="stable")[:lost]]] = False
+        return replace(sweep, points=sweep.points[kept])
 
 
 @dataclass(frozen=True)
@@ -360,10 +418,7 @@ class ReflectanceNoise:
 def _move_objects(sweep: LabelledSweep, moved: Boxes) -> LabelledSweep:
     """Brings one object after the other to its new box, unless that collides with another."""
     points, boxes = sweep.points.copy(), sweep.boxes.copy()
-    if not len(boxes):
-        return replace(sweep, points=points, boxes=boxes)
-    inside = points_in_boxes(torch.from_numpy(points), torch.from_numpy(boxes)).numpy()
-    owner = np.where(inside.any(1), inside.argmax(1), -1)
+    owner = _owners(points, boxes)
     for row, box in enumerate(moved):
         if _collides(box, np.delete(boxes, row, axis=0)):
             continue
@@ -373,6 +428,14 @@ def _move_objects(sweep: LabelledSweep, moved: Boxes) -> LabelledSweep:
         points[own, :3] = local * (box[3:6].astype(np.float64) / boxes[row, 3:6]) + box[:3]
         boxes[row] = box
     return replace(sweep, points=points, boxes=boxes)
+
+
+def _owners(points: Points, boxes: Boxes) -> NDArray[np.int64]:
+    """The first box that each point lies in, or -1."""
+    if not len(boxes):
+        return np.full(len(points), -1)
+    inside = points_in_boxes(torch.from_numpy(points), torch.from_numpy(boxes)).numpy()
+    return np.where(inside.any(1), inside.argmax(1), -1)
 
 
 def _collides(box: Boxes, others: Boxes) -> bool:
