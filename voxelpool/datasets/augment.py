@@ -239,10 +239,12 @@ class ThinObjects:
         owner = _owners(sweep.points, sweep.boxes)
         kept = np.ones(len(sweep.points), bool)
         for row, box in enumerate(sweep.boxes):
-            thinned, share, side = rng.random(), rng.uniform(*self.range), rng.integers(6)
+            chance, share, side = rng.random(), rng.uniform(*self.range), rng.integers(6)
+            if chance >= self.probability:
+                continue
             own = np.flatnonzero(owner == row)
             lost = min(round(len(own) * share), len(own) - self.min_points)
-            if thinned >= self.probability or lost <= 0:
+            if lost <= 0:
                 continue
             x, y, z = sweep.points[own, :3].astype(np.float64).T
             azimuth = wrap_angle(np.arctan2(y, x) - math.atan2(box[1], box[0]))
