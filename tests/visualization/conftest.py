@@ -33,6 +33,8 @@ class Browser:
         "--disable-dev-shm-usage",
         "--use-angle=swiftshader",
         "--enable-unsafe-swiftshader",
+        "--disable-gpu-watchdog",  # drawing on a busy CPU is slow, and not hung
+        "--disable-breakpad",
         "--no-first-run",
         "--disable-background-networking",
         "--host-resolver-rules=MAP * ~NOTFOUND",
@@ -41,6 +43,7 @@ class Browser:
 
     def __init__(self, program: str, size: tuple[int, int] = (1280, 800)) -> None:
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
         theirs_in, self._write = os.pipe()
         self._read, theirs_out = os.pipe()
 
@@ -61,7 +64,7 @@ class Browser:
             preexec_fn=wire,  # no redirection puts pipes in these places without a shell
             close_fds=False,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=self._log,
             start_new_session=True,
         )
         os.close(theirs_in)
@@ -83,7 +86,10 @@ class Browser:
         message: dict[str, Any] = {"id": self._last, "method": method, "params": params}
         if self._session:
             message["sessionId"] = self._session
-        os.write(self._write, json.dumps(message).encode() + b"\0")
+        try:
+            os.write(self._write, json.dumps(message).encode() + b"\0")
+        except BrokenPipeError as error:
+            raise RuntimeError(self._last_words()) from error
         until = time.monotonic() + timeout
         while True:
             answer = self._receive(until)
@@ -100,10 +106,21 @@ class Browser:
                 raise TimeoutError("no answer from the browser")
             read = os.read(self._read, 1 << 20)
             if not read:
-                raise RuntimeError("the browser has ended")
+                raise RuntimeError(self._last_words())
             self._buffer += read
         first, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(first)
+
+    def _last_words(self) -> str:
+        """How the browser ended, and what it said before."""
+        try:
+            status = str(self._process.wait(5))
+        except subprocess.TimeoutExpired:
+            status = "still running, without its pipes"
+        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 20_000))
+        lines = self._log.read().decode(errors="replace").splitlines()
+        said = [line for line in lines if "dbus" not in line.lower()]
+        return "\n".join([f"the browser has ended (status {status}):", *said])
 
     def open(self, path: Path, timeout: float = 120) -> None:
         self.events.clear()
@@ -167,6 +184,7 @@ class Browser:
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+        self._log.close()
         self._profile.cleanup()
 
 
