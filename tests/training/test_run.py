@@ -105,6 +105,19 @@ def test_weights_to_begin_with_must_fit(tiny_config: Config, tmp_path: Path) -> 
     config = with_train(tiny_config, weights="nothing_like_it")
     with pytest.raises(CheckpointError, match="no such weights"):
         fit(config, new_run(config, tmp_path / "missing"), progress=False)
+    assert not list(tmp_path.glob("[om]*"))  # so that the same command can be given again
+
+
+def test_only_a_run_without_any_training_is_removed(tiny_config: Config, tmp_path: Path) -> None:
+    run = new_run(tiny_config, tmp_path / "broken")
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(tiny_config, run, progress=False, callbacks=[StopAfter(1)])
+    assert run.config_path.is_file()
+    run = new_run(tiny_config, tmp_path / "with_notes")
+    (run.folder / "notes.txt").write_text("the user's")
+    with pytest.raises(CheckpointError, match="no such weights"):
+        fit(with_train(tiny_config, weights="nothing_like_it"), run, progress=False)
+    assert {path.name for path in run.folder.iterdir()} == {"config.yaml", "notes.txt"}
 
 
 def test_resume_ends_where_an_uninterrupted_run_does(tiny_config: Config, tmp_path: Path) -> None:

@@ -83,6 +83,12 @@ class Run:
         """The checkpoint with the best validation AP, or accuracy, so far."""
         return self.folder / "checkpoints" / "best.ckpt"
 
+    def remove_unbegun(self) -> None:
+        """Removes the folder if it holds no more than the configuration: nothing was trained."""
+        if [path.name for path in self.folder.iterdir()] == [self.config_path.name]:
+            self.config_path.unlink()
+            self.folder.rmdir()
+
 
 def new_run(config: AnyConfig, folder: str | os.PathLike[str] | None = None) -> Run:
     """Makes the folder of a new training.
@@ -201,7 +207,8 @@ def fit(
     """Trains the configuration's detector or classifier to its last epoch.
 
     Where torchrun has started several processes, all call this with the same arguments; each
-    computes its part of every batch, and the first one writes.
+    computes its part of every batch, and the first one writes. What fails before anything was
+    trained leaves no folder behind, so that the same command can be given again.
 
     Args:
         config: the configuration.
@@ -223,10 +230,13 @@ def fit(
         CheckpointError: the checkpoint, or what the configuration wants to begin with, is
             unreadable or of another network.
     """
-    if config.train.precision == "16" and not torch.cuda.is_available():
-        raise ConfigError("train.precision: 16 needs CUDA; bf16 is the half precision for the CPU")
     with distributed.joined():
-        return _fit(config, run, resume, progress, callbacks, reading)
+        try:
+            return _fit(config, run, resume, progress, callbacks, reading)
+        except BaseException:
+            if not resume and distributed.rank() == 0:
+                run.remove_unbegun()
+            raise
 
 
 def _fit(
@@ -237,6 +247,8 @@ def _fit(
     callbacks: Sequence[Callback],
     reading: Progress | None,
 ) -> TrainedModule:
+    if config.train.precision == "16" and not torch.cuda.is_available():
+        raise ConfigError("train.precision: 16 needs CUDA; bf16 is the half precision for the CPU")
     data: SweepData | ObjectData
     if isinstance(config, ClassifierConfig):
         data = ObjectData(config, progress=reading)
