@@ -89,6 +89,10 @@ def test_overrides(override: str, read) -> None:
         ("grid.voxel_size=[0.3,0.2,0.4]", "grid: range along x.*whole number"),
         ("vfe.channels=[31,128]", "vfe.channels: channels must be even"),
         ("data.augment.1.range=[2,1]", "data.augment.1: the lower bound 2"),
+        (
+            "data.augment=[{name: fade_tops, distances: [40, 40]}]",
+            "data.augment.0: distances must rise",
+        ),
         ("data.augment=[{name: sample_objects, counts: {}}]", "counts: .*at least 1 item"),
         ("data.augment=[{name: sample_objects, counts: {Car: -1}}]", "counts.*got -1"),
         (

@@ -161,6 +161,26 @@ class ThinObjectsConfig(_RangeBlock):
     """So many stay of an object that has them."""
 
 
+class FadeTopsConfig(_RangeBlock):
+    """Takes the upper part of far objects away, as if nothing came back of windows and roofs."""
+
+    name: Literal["fade_tops"]
+    probability: Probability = 0.8
+    """Of an object as far as the second of the distances, or farther."""
+    distances: tuple[NonNegativeFloat, NonNegativeFloat] = (30.0, 45.0)
+    """From the sensor, metres: at the first or nearer nothing goes, between them it is linear."""
+    range: tuple[Probability, Probability] = (0.35, 0.95)
+    """Of the height above which all goes, as a share of the box's height."""
+    min_points: PositiveInt = 5
+    """So many stay of an object that has them."""
+
+    @model_validator(mode="after")
+    def _distances_rise(self) -> FadeTopsConfig:
+        if self.distances[0] >= self.distances[1]:
+            raise ValueError(f"distances must rise, got {list(self.distances)}")
+        return self
+
+
 ObjectCounts = Annotated[
     tuple[tuple[ObjectClass, NonNegativeInt], ...],
     BeforeValidator(lambda counts: tuple(counts.items()) if isinstance(counts, dict) else counts),
@@ -237,6 +257,7 @@ AugmentConfig = Annotated[
     | ObjectNoiseConfig
     | ObjectScaleConfig
     | ThinObjectsConfig
+    | FadeTopsConfig
     | SampleObjectsConfig
     | ShuffleConfig
     | DropPointsConfig

@@ -15,6 +15,7 @@ from voxelpool.datasets.augment import (
     Compose,
     DropBeams,
     DropPoints,
+    FadeTops,
     Flip,
     Jitter,
     LabelledSweep,
@@ -47,6 +48,7 @@ MOVING = {
 ALL = {
     **MOVING,
     "thin_objects": ThinObjects(0.8),
+    "fade_tops": FadeTops(0.8, (10.0, 20.0)),
     "tilt": Tilt((0.1, 0.1)),
     "shuffle": Shuffle(),
     "drop_points": DropPoints((0.2, 0.8)),
@@ -272,6 +274,43 @@ def test_thin_objects_leaves_what_chance_spares() -> None:
     assert abs(thinned - 120) < 4 * math.sqrt(400 * 0.3 * 0.7)
     few = np.concatenate([points[owner == 1][:5], points[owner == -1]])
     assert np.array_equal(augmented(ThinObjects(1.0, (0.9, 0.9)), few, boxes, 0)[0], few)
+
+
+@pytest.mark.parametrize("height", [0.0, 0.3, 0.7, 1.0])
+def test_fade_tops_cuts_far_objects_at_a_height(height: float) -> None:
+    points, boxes, owner = scene(4)  # two boxes stand 16 m off, two 32 m
+    points[:, 3] = np.arange(len(points))
+    fade = FadeTops(1.0, (16.0, 30.0), (height, height), min_points=3)
+    kept, same = augmented(fade, points, boxes, 0)
+    rows = kept[:, 3].astype(int)
+    assert np.array_equal(kept, points[rows]) and (np.diff(rows) > 0).all()
+    assert np.array_equal(same, boxes)
+    gone = np.setdiff1d(np.arange(len(points)), rows)
+    above = (points[:, 2] - boxes[owner, 2]) / boxes[owner, 5] + 0.5 > height
+    expected = above & (owner >= 2)
+    for row in (2, 3):
+        lowest = np.argsort(np.where(owner == row, points[:, 2], np.inf))[:3]
+        expected[lowest] = False
+    assert np.array_equal(gone, np.flatnonzero(expected))
+    assert (height == 1.0) == (len(gone) == 0)
+
+
+def test_fade_tops_is_more_likely_the_farther() -> None:
+    points, boxes, _ = scene(0)
+    boxes[:, :2] = [[10, 0], [0, 20], [-30, 0], [0, -50]]
+    points = np.zeros((400, 4), np.float32)
+    owner = np.repeat(np.arange(4), 100)
+    local = np.random.default_rng(1).uniform(-0.48, 0.48, (400, 3)) * boxes[owner, 3:6]
+    points[:, :3] = from_box(local, boxes[owner])
+    points[:, 3] = owner
+    faded = np.zeros(4)
+    for seed in range(300):
+        kept, _ = augmented(FadeTops(0.8, (15.0, 35.0), (0.2, 0.8)), points, boxes, seed)
+        left = np.bincount(kept[:, 3].astype(int), minlength=4)
+        assert left.min() >= 5
+        faded += left < 100
+    for count, chance in zip(faded, (0.0, 0.2, 0.6, 0.8), strict=True):
+        assert abs(count - 300 * chance) <= 4 * math.sqrt(300 * chance * (1 - chance))
 
 
 def test_tilt_raises_all_to_one_plane_through_the_sensor() -> None:

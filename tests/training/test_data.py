@@ -21,6 +21,7 @@ EVERY_STEP = """
 - {name: object_noise}
 - {name: object_scale}
 - {name: thin_objects}
+- {name: fade_tops}
 - {name: flip}
 - {name: rotate}
 - {name: scale}

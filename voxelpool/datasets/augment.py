@@ -255,6 +255,43 @@ class ThinObjects:
 
 
 @dataclass(frozen=True)
+class FadeTops:
+    """Takes the upper part of far objects away: little comes back of windows and roofs far ahead.
+
+    Points that lie in several boxes count for the first.
+
+    Args:
+        probability: of an object as far as the second of ``distances``, or farther. It falls
+            linearly to nothing at the first.
+        distances: from the sensor, metres.
+        range: of the height above which all goes, a uniform share of the box's, from below.
+        min_points: so many stay of an object that has them, the lowest.
+    """
+
+    probability: float = 0.8
+    distances: tuple[float, float] = (30.0, 45.0)
+    range: tuple[float, float] = (0.35, 0.95)
+    min_points: int = 5
+
+    def __call__(self, sweep: LabelledSweep, rng: np.random.Generator) -> LabelledSweep:
+        """See `Augmentation`."""
+        away = np.hypot(sweep.boxes[:, 0], sweep.boxes[:, 1])
+        chance = self.probability * np.interp(away, self.distances, (0.0, 1.0))
+        faded = rng.random(len(away)) < chance
+        heights = rng.uniform(*self.range, len(away))[faded]
+        boxes = sweep.boxes[faded]
+        owner = _owners(sweep.points, boxes)
+        kept = np.ones(len(sweep.points), bool)
+        for row, (box, height) in enumerate(zip(boxes, heights, strict=True)):
+            own = np.flatnonzero(owner == row)
+            z = sweep.points[own, 2]
+            high = z > box[2] + box[5] * (height - 0.5)
+            high[np.argsort(z, kind="stable")[: self.min_points]] = False
+            kept[own[high]] = False
+        return replace(sweep, points=sweep.points[kept])
+
+
+@dataclass(frozen=True)
 class SampleObjects:
     """Pastes objects of other sweeps in, where they stood in their own (SECOND, section 3.3).
 

@@ -30,6 +30,7 @@ _AUGMENTATIONS = {
     "object_noise": augment.ObjectNoise,
     "object_scale": augment.ObjectScale,
     "thin_objects": augment.ThinObjects,
+    "fade_tops": augment.FadeTops,
     "sample_objects": augment.SampleObjects,
     "shuffle": augment.Shuffle,
     "drop_points": augment.DropPoints,
