@@ -85,7 +85,7 @@ class Run:
 
     def remove_unbegun(self) -> None:
         """Removes the folder if it holds no more than the configuration: nothing was trained."""
-        if [path.name for path in self.folder.iterdir()] == [self.config_path.name]:
+        if self.config_path.is_file() and len(list(self.folder.iterdir())) == 1:
             self.config_path.unlink()
             self.folder.rmdir()
 
