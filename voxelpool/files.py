@@ -96,14 +96,14 @@ def atomic_directory(path: str | os.PathLike[str], *, replace: bool = False) -> 
         refuse_existing(path)
     temporary = _temporary_beside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-    except OSError as error:
-        raise _cannot_write(error, path) from error
-    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir()
+        except OSError as error:
+            raise _cannot_write(error, path) from error
         yield temporary
         _put_in_place(temporary, path, replace)
-    except BaseException:
+    except BaseException:  # an interruption may come as soon as the folder is there
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
