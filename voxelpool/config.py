@@ -181,6 +181,18 @@ class FadeTopsConfig(_RangeBlock):
         return self
 
 
+class DentObjectsConfig(_AugmentBlock):
+    """Makes the surfaces of objects less even, along the rays that hit them."""
+
+    name: Literal["dent_objects"]
+    rounding: Probability = 0.1
+    """How far corners recede towards the middle at most, as a share of that way."""
+    depth: NonNegativeFloat = 0.15
+    """Of dents at most, metres: the standard deviation between places one metre apart."""
+    noise: NonNegativeFloat = 0.06
+    """Standard deviation at most of points 40 m off, metres; it grows with distance squared."""
+
+
 ObjectCounts = Annotated[
     tuple[tuple[ObjectClass, NonNegativeInt], ...],
     BeforeValidator(lambda counts: tuple(counts.items()) if isinstance(counts, dict) else counts),
@@ -258,6 +270,7 @@ AugmentConfig = Annotated[
     | ObjectScaleConfig
     | ThinObjectsConfig
     | FadeTopsConfig
+    | DentObjectsConfig
     | SampleObjectsConfig
     | ShuffleConfig
     | DropPointsConfig

@@ -13,6 +13,7 @@ from voxelpool.datasets.augment import (
     HDL64_SPACING,
     Augmentation,
     Compose,
+    DentObjects,
     DropBeams,
     DropPoints,
     FadeTops,
@@ -49,6 +50,7 @@ ALL = {
     **MOVING,
     "thin_objects": ThinObjects(0.8),
     "fade_tops": FadeTops(0.8, (10.0, 20.0)),
+    "dent_objects": DentObjects(),
     "tilt": Tilt((0.1, 0.1)),
     "shuffle": Shuffle(),
     "drop_points": DropPoints((0.2, 0.8)),
@@ -311,6 +313,78 @@ def test_fade_tops_is_more_likely_the_farther() -> None:
         faded += left < 100
     for count, chance in zip(faded, (0.0, 0.2, 0.6, 0.8), strict=True):
         assert abs(count - 300 * chance) <= 4 * math.sqrt(300 * chance * (1 - chance))
+
+
+def dented(step: DentObjects, points: np.ndarray, boxes: np.ndarray, seed: int) -> np.ndarray:
+    """How much farther each point is for it; anything but its distance stays."""
+    moved, same = augmented(step, points, boxes, seed)
+    assert np.array_equal(same, boxes) and np.array_equal(moved[:, 3:], points[:, 3:])
+    before, after = points[:, :3].astype(float), moved[:, :3].astype(float)
+    distance, farther = np.linalg.norm(before, axis=1), np.linalg.norm(after, axis=1)
+    assert np.allclose(after / farther[:, None], before / distance[:, None], atol=1e-5)
+    return farther - distance
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_dent_objects_moves_points_along_their_rays_within_their_boxes(seed: int) -> None:
+    points, boxes, owner = scene(seed)
+    shift = dented(DentObjects(0.3, 0.5, 0.5), points, boxes, seed)
+    assert (shift[owner < 0] == 0).all()
+    assert (np.abs(shift[owner >= 0]) > 1e-4).mean() > 0.9
+    moved, _ = augmented(DentObjects(0.3, 0.5, 0.5), points, boxes, seed)
+    inside = owner >= 0
+    local = to_box(moved[inside, :3], boxes[owner[inside]])
+    assert (np.abs(local) <= boxes[owner[inside], 3:6] / 2 + 1e-5).all()
+    assert (dented(DentObjects(0.0, 0.0, 0.0), points, boxes, seed) == 0).all()
+
+
+def wall(distance: float, yaw: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """A box 10 m long, 8 m wide, and 41 x 21 points across its middle, 4 m by 2 m."""
+    box = np.array([[distance, 0, 0, 10, 8, 6, yaw]], np.float32)
+    y, z = np.meshgrid(np.linspace(-2, 2, 41), np.linspace(-1, 1, 21), indexing="ij")
+    points = np.column_stack([np.full(y.size, distance), y.ravel(), z.ravel(), np.zeros(y.size)])
+    return points.astype(np.float32), box
+
+
+def test_dent_objects_rounds_corners_by_up_to_the_share() -> None:
+    y = np.linspace(-0.99, 0.99, 21)
+    box = np.array([[2000, 0, 0, 4, 1.6, 1.5, 0]], np.float32)  # so far that all rays are parallel
+    points = np.zeros((42, 4), np.float32)
+    points[:21, :2] = np.column_stack([np.full(21, 2000 - 1.9), y * 0.8])
+    points[21:, :2] = np.column_stack([2000 + y * 2, np.full(21, 0.75)])
+    expected = np.concatenate([1.9 * (0.95 * y) ** 2, -2 * y * (0.9375 * y) ** 2])
+    shares = []
+    for seed in range(200):
+        shift = dented(DentObjects(0.2, 0.0, 0.0), points, box, seed)
+        shares.append(shift @ expected / (expected @ expected))
+        assert np.allclose(shift, shares[-1] * expected, atol=3e-4)  # float32, 2 km off
+    assert min(shares) > -1e-3 and max(shares) < 0.201
+    assert abs(np.mean(shares) - 0.1) < 4 * 0.2 / math.sqrt(12 * 200)
+
+
+def test_dents_grow_with_the_root_of_their_width() -> None:
+    points, box = wall(30.0)
+    steps, squares = (1, 2, 5, 10, 20), []  # 0.1 to 2 m
+    for seed in range(300):
+        depth = dented(DentObjects(0.0, 0.3, 0.0), points, box, seed).reshape(41, 21)
+        squares.append([((depth[step:] - depth[:-step]) ** 2).mean() for step in steps])
+    spread = np.sqrt(np.mean(squares, axis=0))
+    # A third of the square of what is given, on average of what is uniform from nothing to it.
+    expected = 0.3 / math.sqrt(3) * np.sqrt(np.array(steps) / 10)
+    assert np.allclose(spread, expected, rtol=0.15)
+
+
+@pytest.mark.parametrize("distance", [20.0, 40.0])
+def test_dent_objects_scatters_with_the_square_of_the_distance(distance: float) -> None:
+    points, box = wall(distance)
+    stds = []
+    for seed in range(300):
+        shift = dented(DentObjects(0.0, 0.0, 0.1), points, box, seed)
+        stds.append(shift.std())
+        assert abs(shift.mean()) < 5 * stds[-1] / math.sqrt(len(shift)) + 1e-4
+    most = 0.1 * (distance / 40) ** 2
+    assert max(stds) < 1.1 * most
+    assert abs(np.mean(stds) - most / 2) < 4 * most / math.sqrt(12 * 300)
 
 
 def test_tilt_raises_all_to_one_plane_through_the_sensor() -> None:

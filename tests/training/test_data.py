@@ -22,6 +22,7 @@ EVERY_STEP = """
 - {name: object_scale}
 - {name: thin_objects}
 - {name: fade_tops}
+- {name: dent_objects}
 - {name: flip}
 - {name: rotate}
 - {name: scale}

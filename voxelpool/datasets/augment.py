@@ -25,9 +25,14 @@ from voxelpool.ops import boxes_iou_bev, points_in_boxes
 
 Points = NDArray[np.float32]
 Boxes = NDArray[np.float32]
+Float = NDArray[np.float64]
 
 HDL64_SPACING = math.radians(26.8 / 63)
 """Angle between beams of the HDL-64E, whose 64 cover 26.8 degrees; radians."""
+
+# Waves whose depth grows with the root of their width, an octave apart, in metres: between places
+# that lie r metres apart, in a random direction, depths differ by a variance of close to r.
+_DENT_WIDTHS = 0.2 * 2.0 ** np.arange(6)
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,6 +297,54 @@ class FadeTops:
 
 
 @dataclass(frozen=True)
+class DentObjects:
+    """Moves points of objects along their rays: real bodies are less even than simulated ones.
+
+    Three things add up. Corners are rounder, seen from above. Surfaces have dents, the deeper the
+    wider: between two places the depth differs by a standard deviation that grows with the root of
+    their distance. And points scatter, the more the farther they are. How much of each an object
+    has is uniform, from nothing to what is given.
+
+    No point leaves the box that it lies in: one that would moves the other way, or not at all.
+    Points that lie in several boxes count for the first.
+
+    Args:
+        rounding: how far corners recede towards the middle, as a share of that way.
+        depth: of dents between places 1 m apart, metres.
+        noise: standard deviation of points 40 m off, metres; it grows with the distance's square.
+    """
+
+    rounding: float = 0.1
+    depth: float = 0.15
+    noise: float = 0.06
+
+    def __call__(self, sweep: LabelledSweep, rng: np.random.Generator) -> LabelledSweep:
+        """See `Augmentation`."""
+        count = len(sweep.boxes)
+        most = (self.rounding, self.depth, self.noise)
+        amounts = rng.uniform(0.0, 1.0, (count, 3)) * most
+        waves = rng.uniform(0.0, 2 * math.pi, (count, 2, len(_DENT_WIDTHS)))
+        owner = _owners(sweep.points, sweep.boxes)
+        rows = np.flatnonzero(owner >= 0)
+        owner = owner[rows]
+        xyz = sweep.points[rows, :3].astype(np.float64)
+        distance = np.linalg.norm(xyz, axis=1)
+        ray = xyz / np.maximum(distance, 1e-6)[:, None]
+        rounding, depth, noise = amounts[owner].T
+        boxes = sweep.boxes[owner].astype(np.float64)
+        shift = rounding * _receding(xyz, ray, boxes) + depth * _dents(xyz, boxes, waves[owner])
+        shift += noise * (distance / 40) ** 2 * rng.standard_normal(len(rows))
+
+        points = sweep.points.copy()
+        for way in (-shift, shift):
+            moved = (xyz + way[:, None] * ray).astype(np.float32)
+            inside = points_in_boxes(torch.from_numpy(moved), torch.from_numpy(sweep.boxes)).numpy()
+            stays = inside[np.arange(len(rows)), owner]
+            points[rows[stays], :3] = moved[stays]
+        return replace(sweep, points=points)
+
+
+@dataclass(frozen=True)
 class SampleObjects:
     """Pastes objects of other sweeps in, where they stood in their own (SECOND, section 3.3).
 
@@ -475,6 +528,36 @@ def _owners(points: Points, boxes: Boxes) -> NDArray[np.int64]:
         return np.full(len(points), -1)
     inside = points_in_boxes(torch.from_numpy(points), torch.from_numpy(boxes)).numpy()
     return np.where(inside.any(1), inside.argmax(1), -1)
+
+
+def _receding(xyz: Float, ray: Float, boxes: Float) -> Float:
+    """How much farther along its ray each point is if its box's corners recede all the way.
+
+    Args:
+        xyz: (P, 3) points.
+        ray: (P, 3) their directions.
+        boxes: (P, 7) the box that each lies in.
+    """
+    outward = xyz[:, :2] - boxes[:, :2]
+    cos, sin = np.cos(boxes[:, 6]), np.sin(boxes[:, 6])
+    along = (cos * outward[:, 0] + sin * outward[:, 1]) / boxes[:, 3]
+    across = (cos * outward[:, 1] - sin * outward[:, 0]) / boxes[:, 4]
+    return -((4 * along * across) ** 2) * (outward * ray[:, :2]).sum(axis=1)
+
+
+def _dents(xyz: Float, boxes: Float, waves: Float) -> Float:
+    """How deep dents are, of unit depth, where each point lies on its object.
+
+    Args:
+        xyz: (P, 3) points.
+        boxes: (P, 7) the box that each lies in.
+        waves: (P, 2, W) direction and phase of that object's waves, radians.
+    """
+    away = np.maximum(np.hypot(boxes[:, 0], boxes[:, 1]), 1e-6)
+    aside = (boxes[:, 0] * xyz[:, 1] - boxes[:, 1] * xyz[:, 0]) / away
+    direction, phase = waves[:, 0], waves[:, 1]
+    along = aside[:, None] * np.cos(direction) + xyz[:, 2:] * np.sin(direction)
+    return np.cos(2 * math.pi * along / _DENT_WIDTHS + phase) @ np.sqrt(_DENT_WIDTHS / 7.4)
 
 
 def _collides(box: Boxes, others: Boxes) -> bool:

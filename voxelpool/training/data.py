@@ -31,6 +31,7 @@ _AUGMENTATIONS = {
     "object_scale": augment.ObjectScale,
     "thin_objects": augment.ThinObjects,
     "fade_tops": augment.FadeTops,
+    "dent_objects": augment.DentObjects,
     "sample_objects": augment.SampleObjects,
     "shuffle": augment.Shuffle,
     "drop_points": augment.DropPoints,
