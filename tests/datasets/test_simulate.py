@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -765,3 +766,15 @@ def test_a_foreign_folder_is_not_continued(tmp_path: Path) -> None:
 def test_impossible_settings_are_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(DataError, match=message):
         make()
+
+
+def test_numpy_looks_at_materials_without_python_code() -> None:
+    """While it runs code of theirs, as of an enumeration's members, it swallows Ctrl-C."""
+    called = []
+    sys.setprofile(lambda frame, event, _: called.append((event, frame.f_code.co_name)))
+    try:
+        np.ravel(Material.LEAF)
+    finally:
+        sys.setprofile(None)
+    assert ("call", "ravel") in called
+    assert ("call", "__getattr__") not in called

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import lru_cache
 
 import numpy as np
@@ -14,8 +13,12 @@ Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 
 
-class Material(IntEnum):
-    """What a surface is made of: decides how it reflects (see sensor.REFLECTANCE)."""
+class Material:
+    """What a surface is made of: decides how it reflects (see sensor.SURFACES).
+
+    Plain integers and no enumeration: to NumPy, which asks whatever it is given for attributes,
+    the members of one answer by Python code, and a Ctrl-C that comes meanwhile is lost.
+    """
 
     ASPHALT = 0
     PAVEMENT = 1

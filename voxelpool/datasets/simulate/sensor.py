@@ -40,7 +40,7 @@ _CAR_OUTLINE = np.array(
 _CAR_MASTS = ((155.5, 4.0, 41, 50), (205.5, 4.5, 42, 51))
 
 # Material: (reflectance at normal incidence, its spread, share of rays without a return).
-SURFACES: dict[Material, tuple[float, float, float]] = {
+SURFACES: dict[int, tuple[float, float, float]] = {
     M.ASPHALT: (0.33, 0.07, 0.01),
     M.PAVEMENT: (0.40, 0.07, 0.01),
     M.GRASS: (0.44, 0.09, 0.02),
@@ -62,7 +62,7 @@ SURFACES: dict[Material, tuple[float, float, float]] = {
 }
 # Unevenness in metres of unlabelled things whose meshes are too smooth; at a grazing angle it
 # moves a return along the ray by a multiple of it.
-_ROUGHNESS = np.zeros(len(Material))
+_ROUGHNESS = np.zeros(len(SURFACES))
 _ROUGHNESS[[M.ASPHALT, M.PAVEMENT, M.MARKING]] = 0.002
 _ROUGHNESS[[M.GRASS, M.SOIL]] = 0.01
 _ROUGHNESS[[M.FACADE, M.WINDOW]] = 0.04
@@ -82,7 +82,7 @@ _GLASS_DARK = np.array([(0, 0.5), (10, 0.6), (25, 0.9)]).T
 _GLASS_LOSS = np.array([(0, 0.3), (15, 0.35), (25, 0.5), (45, 0.8)]).T
 _CABIN = 0.9
 _VEHICLES = ("Car", "Van", "Truck", "Tram", "Misc")
-_TABLE = np.array([SURFACES[material] for material in Material])
+_TABLE = np.array([SURFACES[material] for material in range(len(SURFACES))])
 _COLOURED = np.isin(np.arange(len(_TABLE)), (M.PAINT, M.CLOTH))
 
 
