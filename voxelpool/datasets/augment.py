@@ -30,9 +30,11 @@ Float = NDArray[np.float64]
 HDL64_SPACING = math.radians(26.8 / 63)
 """Angle between beams of the HDL-64E, whose 64 cover 26.8 degrees; radians."""
 
-# Waves whose depth grows with the root of their width, an octave apart, in metres: between places
-# that lie r metres apart, in a random direction, depths differ by a variance of close to r.
+# Waves an octave apart, their widths in metres, and how deep each is for the depths of places that
+# lie r metres apart, in a random direction, to differ by a variance of close to r: the sum over the
+# waves of depth^2 (1 - J0(2 pi r / width)) is 0.6 r at r = 0.05, 0.9 to 1.1 r from 0.1 to 1 m.
 _DENT_WIDTHS = 0.2 * 2.0 ** np.arange(6)
+_DENT_DEPTHS = np.sqrt(_DENT_WIDTHS / 7.4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,7 +308,8 @@ class DentObjects:
     has is uniform, from nothing to what is given.
 
     No point leaves the box that it lies in: one that would moves the other way, or not at all.
-    Points that lie in several boxes count for the first.
+    Points that lie in several boxes count for the first. Rays come from the origin: this comes
+    before anything that moves the scene.
 
     Args:
         rounding: how far corners recede towards the middle, as a share of that way.
@@ -557,7 +560,7 @@ def _dents(xyz: Float, boxes: Float, waves: Float) -> Float:
     aside = (boxes[:, 0] * xyz[:, 1] - boxes[:, 1] * xyz[:, 0]) / away
     direction, phase = waves[:, 0], waves[:, 1]
     along = aside[:, None] * np.cos(direction) + xyz[:, 2:] * np.sin(direction)
-    return np.cos(2 * math.pi * along / _DENT_WIDTHS + phase) @ np.sqrt(_DENT_WIDTHS / 7.4)
+    return np.cos(2 * math.pi * along / _DENT_WIDTHS + phase) @ _DENT_DEPTHS
 
 
 def _collides(box: Boxes, others: Boxes) -> bool:
