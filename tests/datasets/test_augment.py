@@ -338,9 +338,9 @@ def test_dent_objects_moves_points_along_their_rays_within_their_boxes(seed: int
     assert (dented(DentObjects(0.0, 0.0, 0.0), points, boxes, seed) == 0).all()
 
 
-def wall(distance: float, yaw: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+def wall(distance: float) -> tuple[np.ndarray, np.ndarray]:
     """A box 10 m long, 8 m wide, and 41 x 21 points across its middle, 4 m by 2 m."""
-    box = np.array([[distance, 0, 0, 10, 8, 6, yaw]], np.float32)
+    box = np.array([[distance, 0, 0, 10, 8, 6, 0]], np.float32)
     y, z = np.meshgrid(np.linspace(-2, 2, 41), np.linspace(-1, 1, 21), indexing="ij")
     points = np.column_stack([np.full(y.size, distance), y.ravel(), z.ravel(), np.zeros(y.size)])
     return points.astype(np.float32), box
